@@ -1,0 +1,32 @@
+//! inspectd: every triggered part gets exactly one verdict, in time, and what was not inspected is
+//! rejected.
+//!
+//! The map of the house, in the order a frame meets it: [`camera`] grabs a picture, [`frame`] says
+//! what crosses the rooms, [`pipeline`] owns the threads and queues, [`detector`] scores it with
+//! layers from [`nn`] and arithmetic from [`ops`], [`verdict`] decides, [`tracker`] keeps the
+//! deadlines, [`output`] tells the PLC, [`ledger`] records, [`archive`] keeps evidence and
+//! [`telemetry`] counts. The workshop ([`dataset`], [`metrics`], [`calibrate`]) makes and judges
+//! models; nothing above it uses it.
+
+pub mod archive;
+pub mod camera;
+pub mod config;
+pub mod detector;
+pub mod frame;
+pub mod journal;
+pub mod ledger;
+pub mod nn;
+pub mod ops;
+pub mod output;
+pub mod pipeline;
+pub mod telemetry;
+pub mod tracker;
+pub mod verdict;
+
+pub mod calibrate;
+pub mod dataset;
+pub mod metrics;
+
+#[cfg(test)]
+#[path = "../tests/shared/mod.rs"]
+mod shared;
