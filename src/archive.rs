@@ -21,7 +21,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Evidence {
     pub outcome: Outcome,
-    pub frame: Frame,
+    pub frame: Option<Frame>,
     pub detection: Option<Detection>,
 }
 

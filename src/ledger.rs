@@ -83,6 +83,24 @@ impl Ledger {
     }
 }
 
+impl Ledger {
+    pub fn syncer(&self) -> Syncer {
+        Syncer {}
+    }
+
+    pub fn close(self, _now: SystemTime) -> Result<()> {
+        Ok(())
+    }
+}
+
+pub struct Syncer {}
+
+impl Syncer {
+    pub fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// Every record of the ledger in `folder`, in order of writing.
 pub fn read(_folder: &Path) -> Result<Vec<Record>> {
     anyhow::bail!("ledger")

@@ -50,6 +50,18 @@ pub struct Tally {
     pub rejected: [u64; Cause::ALL.len()],
 }
 
+impl std::ops::Add for Tally {
+    type Output = Tally;
+
+    fn add(self, other: Tally) -> Tally {
+        Tally {
+            triggers: self.triggers + other.triggers,
+            accepted: self.accepted + other.accepted,
+            rejected: std::array::from_fn(|i| self.rejected[i] + other.rejected[i]),
+        }
+    }
+}
+
 impl Tally {
     pub fn count(&mut self, verdict: Verdict) {
         match verdict {

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::detector::{AnomalyMap, Detection};
+
 /// What the PLC is told of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -89,5 +91,361 @@ impl fmt::Display for Region {
     /// `x,y,width,height`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{},{},{},{}", self.x, self.y, self.width, self.height)
+    }
+}
+
+/// `[camera.limits]`: what a plant sets over the bundle's own thresholds, live-changeable.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Image score at or above which a part is rejected; raw score units. Default: the bundle's.
+    pub threshold: Option<f32>,
+    /// The same for single places of the anomaly map; used where regions are set. Default: the
+    /// bundle's.
+    pub map_threshold: Option<f32>,
+    /// Where other limits hold. Later entries win where they overlap. With at least one entry the
+    /// part is judged by its map instead of its image score.
+    #[serde(default, rename = "region")]
+    pub regions: Vec<RegionLimit>,
+}
+
+/// `[[camera.limits.region]]`: a rectangle with its own threshold, or one that is not judged.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionLimit {
+    /// What the log calls it.
+    pub name: String,
+    /// Pixels of the camera's picture.
+    pub x: u32,
+    pub y: u32,
+    pub width: u32,
+    pub height: u32,
+    /// Map value at or above which this region rejects; raw score units.
+    pub threshold: Option<f32>,
+    /// Never judged (a printed date, a serial number).
+    #[serde(default)]
+    pub ignore: bool,
+}
+
+impl Config {
+    /// Refuses limits that cannot be meant; the text names the key below `[camera.limits]`.
+    pub fn check(&self) -> Result<(), String> {
+        for (key, value) in [("threshold", self.threshold), ("map_threshold", self.map_threshold)] {
+            if let Some(value) = value
+                && !value.is_finite()
+            {
+                return Err(format!("{key} = {value} is not a finite number"));
+            }
+        }
+        for region in &self.regions {
+            let name = &region.name;
+            if region.width == 0 || region.height == 0 {
+                return Err(format!(
+                    "region \"{name}\" is {} x {} pixels; both must be at least 1",
+                    region.width, region.height
+                ));
+            }
+            match (region.ignore, region.threshold) {
+                (true, Some(_)) => {
+                    return Err(format!("region \"{name}\" has both ignore and a threshold"));
+                }
+                (false, None) => {
+                    return Err(format!("region \"{name}\" needs a threshold, or ignore = true"));
+                }
+                (false, Some(value)) if !value.is_finite() => {
+                    return Err(format!(
+                        "region \"{name}\": threshold = {value} is not a finite number"
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The limits in force for one camera: the bundle's thresholds under the plant's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    pub threshold: f32,
+    pub map_threshold: f32,
+    pub regions: Vec<RegionLimit>,
+}
+
+impl Limits {
+    /// `threshold`, `map_threshold`: those of the bundle.
+    pub fn new(config: &Config, threshold: f32, map_threshold: f32) -> Limits {
+        Limits {
+            threshold: config.threshold.unwrap_or(threshold),
+            map_threshold: config.map_threshold.unwrap_or(map_threshold),
+            regions: config.regions.clone(),
+        }
+    }
+}
+
+/// A verdict with its grounds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    pub verdict: Verdict,
+    /// The value that was held against `threshold`: the image score, or where regions are set the
+    /// map value at the worst place.
+    pub score: f32,
+    pub threshold: f32,
+    /// Where the anomaly is, on rejects for anomaly only.
+    pub region: Option<Region>,
+}
+
+/// Judges the detections of one camera. Keeps the threshold of each map place between parts.
+#[derive(Clone, Debug)]
+pub struct Judge {
+    limits: Limits,
+    /// The threshold at each place of the map, infinite where it is not judged; empty without
+    /// regions.
+    plane: Vec<f32>,
+    /// Map and picture sizes that `plane` was made for.
+    plane_of: [usize; 4],
+}
+
+impl Judge {
+    pub fn new(limits: Limits) -> Judge {
+        Judge { limits, plane: Vec::new(), plane_of: [0; 4] }
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Accept only what is finite and below every threshold; `width` and `height` are those of the
+    /// picture, in pixels.
+    pub fn judge(&mut self, detection: &Detection, width: u32, height: u32) -> Judgement {
+        let map = &detection.map;
+        let by_map = !self.limits.regions.is_empty();
+        let failed = |score: f32, threshold: f32| Judgement {
+            verdict: Verdict::Reject(Cause::DetectorFailed),
+            score,
+            threshold,
+            region: None,
+        };
+        let whole = map.width > 0 && map.height > 0 && map.scores.len() == map.width * map.height;
+        if !whole || !detection.score.is_finite() || !map.scores.iter().all(|s| s.is_finite()) {
+            return failed(detection.score, self.limits.threshold);
+        }
+        if by_map {
+            self.plan(map, width, height);
+        }
+        let peak = self.peak(map);
+        let (score, threshold) = if by_map {
+            (map.scores[peak], self.plane[peak])
+        } else {
+            (detection.score, self.limits.threshold)
+        };
+        // A plane that ignores the whole picture inspects nothing, and what is not inspected is
+        // rejected.
+        if !threshold.is_finite() {
+            return failed(score, threshold);
+        }
+        if score < threshold {
+            return Judgement { verdict: Verdict::Accept, score, threshold, region: None };
+        }
+        let level = if by_map { threshold } else { self.limits.map_threshold };
+        let region = region_around(map, peak, level, width, height);
+        Judgement {
+            verdict: Verdict::Reject(Cause::Anomaly),
+            score,
+            threshold,
+            region: Some(region),
+        }
+    }
+
+    /// The place that exceeds its threshold most (least falls short of it).
+    fn peak(&self, map: &AnomalyMap) -> usize {
+        let excess = |i: usize| match self.limits.regions.is_empty() {
+            true => map.scores[i],
+            false => map.scores[i] - self.plane[i],
+        };
+        let mut best = 0;
+        for i in 1..map.scores.len() {
+            if excess(i) > excess(best) {
+                best = i;
+            }
+        }
+        best
+    }
+
+    fn plan(&mut self, map: &AnomalyMap, width: u32, height: u32) {
+        let of = [map.width, map.height, width as usize, height as usize];
+        if self.plane_of == of {
+            return;
+        }
+        self.plane.clear();
+        self.plane.resize(map.width * map.height, self.limits.map_threshold);
+        for limit in &self.limits.regions {
+            let threshold = match limit.ignore {
+                true => f32::INFINITY,
+                false => limit.threshold.unwrap_or(self.limits.map_threshold),
+            };
+            let columns = span(limit.x, limit.width, width, map.width);
+            for row in span(limit.y, limit.height, height, map.height) {
+                self.plane[row * map.width..][columns.clone()].fill(threshold);
+            }
+        }
+        self.plane_of = of;
+    }
+}
+
+/// The map places whose centres lie in `start..start + length` of a picture `picture` pixels long.
+fn span(start: u32, length: u32, picture: u32, map: usize) -> std::ops::Range<usize> {
+    let place = |pixel: u32| {
+        let at = f64::from(pixel) * map as f64 / f64::from(picture.max(1));
+        ((at - 0.5).ceil().max(0.0) as usize).min(map)
+    };
+    place(start)..place(start.saturating_add(length))
+}
+
+/// The bounding box, in picture pixels, of the places connected to `peak` (8 neighbours) whose
+/// value is at least `level`; the peak alone where it does not reach `level` itself.
+fn region_around(map: &AnomalyMap, peak: usize, level: f32, width: u32, height: u32) -> Region {
+    let level = level.min(map.scores[peak]);
+    let (w, h) = (map.width, map.height);
+    let mut seen = vec![false; w * h];
+    let mut open = vec![peak];
+    seen[peak] = true;
+    let (mut left, mut right, mut top, mut bottom) = (peak % w, peak % w, peak / w, peak / w);
+    while let Some(place) = open.pop() {
+        let (x, y) = (place % w, place / w);
+        (left, right) = (left.min(x), right.max(x));
+        (top, bottom) = (top.min(y), bottom.max(y));
+        for ny in y.saturating_sub(1)..=(y + 1).min(h - 1) {
+            for nx in x.saturating_sub(1)..=(x + 1).min(w - 1) {
+                let next = ny * w + nx;
+                if !seen[next] && map.scores[next] >= level {
+                    seen[next] = true;
+                    open.push(next);
+                }
+            }
+        }
+    }
+    let floor = |place: usize, picture: u32, places: usize| {
+        (place as u64 * u64::from(picture) / places as u64) as u32
+    };
+    let ceil = |place: usize, picture: u32, places: usize| {
+        (place as u64 * u64::from(picture)).div_ceil(places as u64) as u32
+    };
+    let (x, y) = (floor(left, width, w), floor(top, height, h));
+    Region { x, y, width: ceil(right + 1, width, w) - x, height: ceil(bottom + 1, height, h) - y }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn detection(score: f32, width: usize, scores: &[f32]) -> Detection {
+        let map = AnomalyMap { width, height: scores.len() / width, scores: scores.to_vec() };
+        Detection { score, map }
+    }
+
+    fn limits(regions: Vec<RegionLimit>) -> Limits {
+        Limits { threshold: 2.0, map_threshold: 1.0, regions }
+    }
+
+    fn region(x: u32, y: u32, width: u32, height: u32, threshold: Option<f32>) -> RegionLimit {
+        let ignore = threshold.is_none();
+        RegionLimit { name: "r".into(), x, y, width, height, threshold, ignore }
+    }
+
+    #[test]
+    fn only_a_finite_score_below_the_threshold_is_accepted() {
+        struct Case {
+            score: f32,
+            verdict: Verdict,
+        }
+        let anomaly = Verdict::Reject(Cause::Anomaly);
+        let failed = Verdict::Reject(Cause::DetectorFailed);
+        for case in [
+            Case { score: 1.999, verdict: Verdict::Accept },
+            Case { score: 2.0, verdict: anomaly },
+            Case { score: 9.0, verdict: anomaly },
+            Case { score: f32::NAN, verdict: failed },
+            Case { score: f32::INFINITY, verdict: failed },
+            Case { score: f32::NEG_INFINITY, verdict: failed },
+        ] {
+            let judged = Judge::new(limits(vec![])).judge(
+                &detection(case.score, 2, &[0.0, 0.1, 0.2, 0.3]),
+                20,
+                20,
+            );
+            assert_eq!(judged.verdict, case.verdict, "score {}", case.score);
+        }
+    }
+
+    #[test]
+    fn a_map_that_is_not_whole_or_not_finite_rejects() {
+        let mut judge = Judge::new(limits(vec![]));
+        for scores in [&[][..], &[0.0, f32::NAN][..]] {
+            let map = AnomalyMap { width: 2, height: 1, scores: scores.to_vec() };
+            let judged = judge.judge(&Detection { score: 0.0, map }, 2, 1);
+            assert_eq!(judged.verdict, Verdict::Reject(Cause::DetectorFailed));
+        }
+    }
+
+    #[test]
+    fn the_region_is_the_box_of_the_connected_places_around_the_peak() {
+        #[rustfmt::skip]
+        let scores = [
+            0.0, 0.0, 0.0, 0.0, 1.5,
+            0.0, 1.2, 0.0, 0.0, 0.0,
+            0.0, 0.0, 3.0, 0.0, 0.0,
+            0.0, 0.0, 0.0, 0.9, 0.0,
+        ];
+        let judged = Judge::new(limits(vec![])).judge(&detection(3.0, 5, &scores), 50, 80);
+        assert_eq!(judged.region, Some(Region { x: 10, y: 20, width: 20, height: 40 }));
+    }
+
+    #[test]
+    fn an_ignored_region_does_not_reject_and_the_rest_still_does() {
+        let scores = [0.0, 5.0, 0.0, 0.5];
+        let printed_date = region(10, 0, 10, 10, None);
+        let mut judge = Judge::new(limits(vec![printed_date.clone()]));
+        assert_eq!(judge.judge(&detection(5.0, 2, &scores), 20, 20).verdict, Verdict::Accept);
+        let judged = judge.judge(&detection(5.0, 2, &[0.0, 5.0, 1.0, 0.5]), 20, 20);
+        assert_eq!(judged.verdict, Verdict::Reject(Cause::Anomaly));
+        assert_eq!((judged.score, judged.threshold), (1.0, 1.0));
+    }
+
+    #[test]
+    fn a_region_has_its_own_threshold() {
+        let mut judge = Judge::new(limits(vec![region(0, 0, 10, 20, Some(4.0))]));
+        assert_eq!(
+            judge.judge(&detection(9.0, 2, &[3.9, 0.9, 0.0, 0.0]), 20, 20).verdict,
+            Verdict::Accept
+        );
+        let judged = judge.judge(&detection(0.0, 2, &[4.0, 0.9, 0.0, 0.0]), 20, 20);
+        assert_eq!(judged.verdict, Verdict::Reject(Cause::Anomaly));
+        assert_eq!(judged.threshold, 4.0);
+    }
+
+    #[test]
+    fn ignoring_the_whole_picture_inspects_nothing_and_rejects() {
+        let mut judge = Judge::new(limits(vec![region(0, 0, 20, 20, None)]));
+        let judged = judge.judge(&detection(0.0, 2, &[0.0; 4]), 20, 20);
+        assert_eq!(judged.verdict, Verdict::Reject(Cause::DetectorFailed));
+    }
+
+    #[test]
+    fn the_plane_follows_a_change_of_picture_size() {
+        let mut judge = Judge::new(limits(vec![region(0, 0, 10, 10, None)]));
+        let scores = [5.0, 0.0, 0.0, 0.0];
+        assert_eq!(judge.judge(&detection(5.0, 2, &scores), 20, 20).verdict, Verdict::Accept);
+        let judged = judge.judge(&detection(5.0, 2, &scores), 200, 200);
+        assert_eq!(judged.verdict, Verdict::Reject(Cause::Anomaly));
+    }
+
+    #[test]
+    fn causes_keep_their_codes() {
+        for (cause, code) in Cause::ALL.into_iter().zip(1..) {
+            assert_eq!(cause.code(), code);
+            assert_eq!(Cause::from_code(code), Some(cause));
+        }
+        assert_eq!(Cause::from_code(0), None);
     }
 }

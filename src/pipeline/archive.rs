@@ -1,0 +1,51 @@
+//! The archive thread: owns the disk for pictures and makes the ledger durable once a second.
+//! Nothing here can hold up a verdict.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::now;
+use crate::archive::{Archive, Evidence};
+use crate::journal::Repeats;
+use crate::ledger::Syncer;
+use crate::telemetry::Counters;
+
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// Returns when the output thread is gone and the queue is empty.
+pub(super) fn run(
+    mut archive: Option<Archive>,
+    sync: Option<Syncer>,
+    evidence: &Receiver<Evidence>,
+    counters: &Counters,
+) {
+    let mut trouble = Repeats::new(Duration::from_secs(60));
+    let mut sync_at = now() + SYNC_EVERY;
+    loop {
+        match evidence.recv_deadline(sync_at) {
+            Ok(evidence) => {
+                let Some(archive) = &mut archive else { continue };
+                let stored = archive.store(&evidence);
+                counters.evidence_failing.store(stored.is_err(), Ordering::Relaxed);
+                if let Err(error) = stored {
+                    counters.evidence_lost.fetch_add(1, Ordering::Relaxed);
+                    if let Some(times) = trouble.admit("archive", now()) {
+                        log::error!("archive_failed times={times} reason=\"{error:#}\"");
+                    }
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                sync_at = now() + SYNC_EVERY;
+                if let Some(sync) = &sync
+                    && let Err(error) = sync.sync()
+                    && let Some(times) = trouble.admit("ledger", now())
+                {
+                    log::error!("ledger_sync_failed times={times} reason=\"{error:#}\"");
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! The output thread: owns the wires, the tracker and the ledger; every part's way ends here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::{Event, Grounds, Inspection, Report, Tuning, now};
+use crate::archive::{Archive, Evidence};
+use crate::detector::Detection;
+use crate::frame::Frame;
+use crate::journal::Repeats;
+use crate::ledger::{Ledger, Record, Resumed};
+use crate::output::{LineState, LineStatus, Outcome, RejectOutput, Tally};
+use crate::telemetry::{Counters, Latency, Progress};
+use crate::tracker::{Track, Tracker};
+use crate::verdict::{Cause, Verdict};
+
+const BEAT_EVERY: Duration = Duration::from_millis(100);
+const SUMMARY_EVERY: Duration = Duration::from_secs(60);
+
+pub(super) struct Setup {
+    pub cameras: Vec<Arc<str>>,
+    pub tunings: Vec<Tuning>,
+    pub outputs: Vec<Box<dyn RejectOutput>>,
+    pub ledger: Option<Ledger>,
+    pub resumed: Option<Resumed>,
+    pub evidence: Sender<Evidence>,
+    pub keeps_pictures: bool,
+    pub counters: Arc<Counters>,
+    pub progress: Progress,
+}
+
+pub(super) struct Output {
+    setup: Setup,
+    tracker: Tracker,
+    /// Parts rejected at their decision time whose picture is still with the detector.
+    overdue: HashMap<crate::frame::PartId, Outcome>,
+    epoch: u32,
+    /// The ledger's totals before this start.
+    before: Tally,
+    /// One moment on both clocks; moved up each minute, since the wall clock may be set.
+    anchor: (Instant, SystemTime),
+    latency: Latency,
+    window: Window,
+    wire_faults: u64,
+    trouble: Repeats<String>,
+    all_cameras_were_up: bool,
+}
+
+/// What the minute's summary is about.
+struct Window {
+    since: Instant,
+    tally: Tally,
+    latency: Latency,
+}
+
+impl Output {
+    pub fn new(setup: Setup) -> Output {
+        let (epoch, before) = match &setup.resumed {
+            Some(resumed) => (resumed.epoch, resumed.tally),
+            None => (1, Tally::default()),
+        };
+        let start = now();
+        Output {
+            setup,
+            tracker: Tracker::default(),
+            overdue: HashMap::new(),
+            epoch,
+            before,
+            anchor: (start, SystemTime::now()),
+            latency: Latency::default(),
+            window: Window { since: start, tally: Tally::default(), latency: Latency::default() },
+            wire_faults: 0,
+            trouble: Repeats::new(Duration::from_secs(60)),
+            all_cameras_were_up: false,
+        }
+    }
+
+    /// Returns when cameras and detector are gone and every part has its verdict.
+    pub fn run(mut self, events: &Receiver<Event>) -> Report {
+        let mut beat_at = now();
+        loop {
+            self.setup.progress.mark();
+            let time = now();
+            if time >= beat_at {
+                self.beat(None);
+                beat_at = time + BEAT_EVERY;
+            }
+            if time >= self.window.since + SUMMARY_EVERY {
+                self.summarise(time);
+            }
+            while let Some(track) = self.tracker.expire(now()) {
+                let grounds = Grounds::of("no verdict at the decision time");
+                self.conclude(track, Verdict::Reject(Cause::TooLate), grounds, None, None);
+            }
+            let wake = self.tracker.next_due().map_or(beat_at, |due| due.min(beat_at));
+            match events.recv_deadline(wake) {
+                Ok(event) => self.take(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        while let Some(track) = self.tracker.pop() {
+            let grounds = Grounds::of("the line ended before its verdict");
+            self.conclude(track, Verdict::Reject(Cause::NotReady), grounds, None, None);
+        }
+        self.beat(Some(LineState::Halted));
+        self.summarise(now());
+        if let Some(ledger) = self.setup.ledger.take()
+            && let Err(error) = ledger.close(self.wall(now()))
+        {
+            log::error!("ledger_failed reason=\"{error:#}\"");
+        }
+        Report {
+            tally: self.setup.counters.tally(),
+            latency: self.latency,
+            late_verdicts: self.setup.counters.late_verdicts.load(Ordering::Relaxed),
+            evidence_lost: 0,
+            wire_faults: self.wire_faults,
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Triggered { part, frame, name, captured_at, truth } => {
+                let tuning = &self.setup.tunings[usize::from(frame.camera)];
+                let decide_at = captured_at + tuning.decide_within;
+                self.tracker.admit(Track { part, frame, name, captured_at, decide_at, truth });
+            }
+            Event::Judged(inspection) => self.judged(*inspection),
+            Event::Lost { part, cause, reason } => {
+                if let Some(track) = self.tracker.conclude(part) {
+                    let verdict = Verdict::Reject(cause);
+                    self.conclude(track, verdict, Grounds::of(reason), None, None);
+                }
+            }
+            Event::Retune(tunings) => {
+                log::info!("retuned cameras={}", tunings.len());
+                self.setup.tunings = tunings;
+            }
+        }
+    }
+
+    fn judged(&mut self, inspection: Inspection) {
+        let Inspection { frame, verdict, grounds, detection } = inspection;
+        let Some(track) = self.tracker.conclude(frame.part) else {
+            self.came_late(frame, verdict, &grounds, detection);
+            return;
+        };
+        if verdict == Verdict::Accept && now() >= track.decide_at {
+            self.setup.counters.late_verdicts.fetch_add(1, Ordering::Relaxed);
+            let reason = "the verdict came after the decision time";
+            let grounds = Grounds { reason: Some(reason.into()), ..grounds };
+            let verdict = Verdict::Reject(Cause::TooLate);
+            self.conclude(track, verdict, grounds, Some(frame), detection);
+        } else {
+            self.conclude(track, verdict, grounds, Some(frame), detection);
+        }
+    }
+
+    /// The part was rejected at its decision time. Its verdict changes nothing now, but its
+    /// picture and score are what an engineer will ask for.
+    fn came_late(
+        &mut self,
+        frame: Frame,
+        verdict: Verdict,
+        grounds: &Grounds,
+        detection: Option<Detection>,
+    ) {
+        let Some(mut outcome) = self.overdue.remove(&frame.part) else { return };
+        if detection.is_some() {
+            self.setup.counters.late_verdicts.fetch_add(1, Ordering::Relaxed);
+            let decide_within = self.setup.tunings[usize::from(frame.id.camera)].decide_within;
+            let late_by = now().saturating_duration_since(frame.captured_at + decide_within);
+            log::warn!(
+                "late_verdict part={} camera={} would_be={} score={} late_by_ms={:.1}",
+                frame.part,
+                outcome.camera,
+                if verdict == Verdict::Accept { "accept" } else { "reject" },
+                grounds.score.map_or("-".into(), |score| format!("{score:.4}")),
+                late_by.as_secs_f64() * 1000.0,
+            );
+        }
+        outcome.score = grounds.score;
+        outcome.threshold = grounds.threshold;
+        outcome.region = grounds.region;
+        self.keep(Evidence { outcome, frame: Some(frame), detection });
+    }
+
+    /// The one place where a part gets its verdict: ledger, then wires, then counters, then
+    /// evidence. The record comes before the signal, so that what the PLC was told is always in
+    /// the ledger.
+    fn conclude(
+        &mut self,
+        track: Track,
+        verdict: Verdict,
+        grounds: Grounds,
+        frame: Option<Frame>,
+        detection: Option<Detection>,
+    ) {
+        let camera = usize::from(track.frame.camera);
+        let eject_at = track.decide_at + self.setup.tunings[camera].output_latency;
+        let mut outcome = Outcome {
+            part: track.part,
+            frame: track.frame,
+            camera: self.setup.cameras[camera].clone(),
+            name: track.name,
+            verdict,
+            score: grounds.score,
+            threshold: grounds.threshold,
+            region: grounds.region,
+            latency: now().saturating_duration_since(track.captured_at),
+            triggered_at: self.wall(track.captured_at),
+            image: None,
+            reason: grounds.reason,
+            truth: track.truth,
+        };
+        let rejected = verdict != Verdict::Accept;
+        let picture = frame.is_some() || verdict == Verdict::Reject(Cause::TooLate);
+        if rejected && picture && self.setup.keeps_pictures && !self.setup.evidence.is_full() {
+            outcome.image = Some(Archive::picture_path(&outcome));
+        }
+
+        self.record(&outcome);
+        // A disk that stood still must not turn into an accept after the part has passed.
+        if outcome.verdict == Verdict::Accept && now() >= eject_at {
+            outcome.verdict = Verdict::Reject(Cause::TooLate);
+            outcome.reason = Some("the ledger's disk stood still past the ejector".into());
+            self.record(&outcome);
+        }
+        for i in 0..self.setup.outputs.len() {
+            let wire = &mut self.setup.outputs[i];
+            if let Err(error) = wire.signal(&outcome) {
+                let name = wire.name().to_owned();
+                self.wire_fault(name, &error);
+            }
+        }
+        self.setup.counters.count(outcome.verdict);
+        let latency = now().saturating_duration_since(track.captured_at);
+        self.latency.record(latency);
+        self.window.latency.record(latency);
+
+        let overdue = outcome.verdict == Verdict::Reject(Cause::TooLate) && frame.is_none();
+        if overdue {
+            self.overdue.insert(outcome.part, outcome);
+        } else {
+            self.keep(Evidence { outcome, frame, detection });
+        }
+    }
+
+    fn record(&mut self, outcome: &Outcome) {
+        let issued = crate::frame::PartId(self.setup.counters.issued());
+        let Some(ledger) = &mut self.setup.ledger else { return };
+        if let Err(error) = ledger.append(&Record::of(outcome, issued)) {
+            self.setup.counters.evidence_failing.store(true, Ordering::Relaxed);
+            if let Some(times) = self.trouble.admit("ledger".into(), now()) {
+                log::error!("ledger_failed times={times} reason=\"{error:#}\"");
+            }
+        }
+    }
+
+    /// Hands a part to the archive thread, which decides what is worth keeping. A full queue
+    /// costs the picture, never the time.
+    fn keep(&mut self, evidence: Evidence) {
+        if !self.setup.keeps_pictures {
+            return;
+        }
+        let rejected = evidence.outcome.verdict != Verdict::Accept;
+        if self.setup.evidence.try_send(evidence).is_err() && rejected {
+            self.setup.counters.evidence_lost.fetch_add(1, Ordering::Relaxed);
+            if let Some(times) = self.trouble.admit("archive".into(), now()) {
+                log::warn!("picture_lost times={times} reason=\"the archive is behind\"");
+            }
+        }
+    }
+
+    fn beat(&mut self, state: Option<LineState>) {
+        let status = self.status(state);
+        for i in 0..self.setup.outputs.len() {
+            let wire = &mut self.setup.outputs[i];
+            if let Err(error) = wire.beat(&status) {
+                let name = wire.name().to_owned();
+                self.wire_fault(name, &error);
+            }
+        }
+    }
+
+    fn wire_fault(&mut self, wire: String, error: &anyhow::Error) {
+        self.wire_faults += 1;
+        if let Some(times) = self.trouble.admit(format!("wire {wire}"), now()) {
+            log::error!("wire_failed wire={wire} times={times} reason=\"{error:#}\"");
+        }
+    }
+
+    fn status(&mut self, state: Option<LineState>) -> LineStatus {
+        let counters = &self.setup.counters;
+        let cameras_up: Vec<bool> =
+            (0..self.setup.cameras.len()).map(|camera| counters.camera_up(camera)).collect();
+        let all_up = cameras_up.iter().all(|&up| up);
+        self.all_cameras_were_up |= all_up;
+        let failing = counters.detector_failing.load(Ordering::Relaxed);
+        let state = state.unwrap_or(match (all_up && !failing, self.all_cameras_were_up) {
+            (true, _) => LineState::ContinuousExecution,
+            (false, false) if !failing => LineState::Initialized,
+            (false, _) => LineState::Error,
+        });
+        LineStatus {
+            state,
+            epoch: self.epoch,
+            tally: self.before + counters.tally(),
+            late_verdicts: counters.late_verdicts.load(Ordering::Relaxed),
+            cameras_up,
+            evidence_lost: counters.evidence_failing.load(Ordering::Relaxed),
+        }
+    }
+
+    /// One line a minute for the night shift.
+    fn summarise(&mut self, time: Instant) {
+        let tally = self.setup.counters.tally();
+        let before = self.window.tally;
+        let latency = &self.window.latency;
+        log::info!(
+            "summary window_s={:.0} parts={} accepted={} anomaly={} uninspected={} in_flight={} \
+             latency_p50_ms={:.1} latency_p99_ms={:.1} latency_max_ms={:.1} late_verdicts={} \
+             pictures_lost={}",
+            time.saturating_duration_since(self.window.since).as_secs_f64(),
+            tally.triggers - before.triggers,
+            tally.accepted - before.accepted,
+            tally.rejected_for(Cause::Anomaly) - before.rejected_for(Cause::Anomaly),
+            tally.uninspected() - before.uninspected(),
+            tally.in_flight(),
+            latency.quantile_ms(0.5),
+            latency.quantile_ms(0.99),
+            latency.max_ms(),
+            self.setup.counters.late_verdicts.load(Ordering::Relaxed),
+            self.setup.counters.evidence_lost.load(Ordering::Relaxed),
+        );
+        self.window.since = time;
+        self.window.tally = tally;
+        self.window.latency.reset();
+        self.anchor = (time, SystemTime::now());
+    }
+
+    /// The wall clock's reading at `time`.
+    fn wall(&self, time: Instant) -> SystemTime {
+        let (instant, wall) = self.anchor;
+        match time.checked_duration_since(instant) {
+            Some(after) => wall + after,
+            None => wall - instant.saturating_duration_since(time),
+        }
+    }
+}
