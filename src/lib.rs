@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod nn;
 pub mod ops;
 pub mod output;
+pub mod picture;
 pub mod pipeline;
 pub mod telemetry;
 pub mod tracker;
