@@ -3,12 +3,46 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, ensure};
+use serde::Deserialize;
+
 use crate::frame::{Image, Truth};
 
 pub mod folder;
 pub mod pattern;
-#[cfg(feature = "usb")]
 pub mod usb;
+
+/// Which source to open; in the file a table with `kind = "folder" | "pattern" | "usb"` and the
+/// keys of that kind (docs/cameras.md).
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Config {
+    Folder(folder::Config),
+    Pattern(pattern::Config),
+    Usb(usb::Config),
+}
+
+impl Config {
+    /// Refuses values that cannot be meant. The caller adds file and table to the message.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Config::Folder(config) => config.check(),
+            Config::Pattern(config) => config.check(),
+            Config::Usb(config) => config.check(),
+        }
+    }
+}
+
+/// Opens the source. Called on the camera thread that will own it; called again, with back-off,
+/// after a [`CameraFault`].
+pub fn open(config: &Config) -> Result<Box<dyn FrameSource>, CameraFault> {
+    config.check().map_err(|error| CameraFault(format!("{error:#}")))?;
+    Ok(match config {
+        Config::Folder(config) => Box::new(folder::Folder::open(config)?),
+        Config::Pattern(config) => Box::new(pattern::Pattern::open(config)?),
+        Config::Usb(config) => usb::open(config)?,
+    })
+}
 
 /// One picture as a source delivers it, not yet a [`crate::frame::Frame`].
 #[derive(Clone, Debug)]
@@ -51,5 +85,79 @@ pub trait FrameSource {
     /// parts): the camera thread then triggers at this pace. `None`: the camera sets the pace.
     fn period(&self) -> Option<Duration> {
         None
+    }
+}
+
+/// The time between two parts at `rate_hz` parts per second.
+fn period(rate_hz: f64) -> Result<Duration> {
+    // The bounds keep the period within 1 ms .. 17 min: beyond them a digit is wrong.
+    ensure!(
+        (0.001..=1000.0).contains(&rate_hz),
+        "rate_hz = {rate_hz} is not a rate of parts; 0.001 to 1000 parts per second can be played"
+    );
+    Ok(Duration::from_secs_f64(1.0 / rate_hz))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn config_names_its_kind_and_fills_the_documented_defaults() {
+        let Config::Folder(folder) = read("kind = 'folder'\npath = 'parts'").unwrap() else {
+            panic!("a folder was asked for")
+        };
+        assert_eq!(folder.rate_hz, 5.0);
+        assert_eq!(folder.significant_bits, 16);
+        assert!(!folder.repeat && !folder.recursive);
+        let Config::Pattern(pattern) = read("kind = 'pattern'\nrate_hz = 20").unwrap() else {
+            panic!("a pattern was asked for")
+        };
+        assert_eq!(pattern, pattern::Config { rate_hz: 20.0, ..Default::default() });
+        let Config::Usb(usb) = read("kind = 'usb'\ndevice = 2").unwrap() else {
+            panic!("a usb camera was asked for")
+        };
+        assert_eq!((usb.width, usb.height, usb.rate_hz), (640, 480, 30));
+    }
+
+    #[test]
+    fn unknown_keys_and_kinds_are_refused_by_name() {
+        for (text, word) in [
+            ("kind = 'folder'\npath = 'x'\nrate = 5", "rate"),
+            ("kind = 'pattern'\npath = 'x'", "path"),
+            ("kind = 'usb'\ndevice = 0\nfps = 5", "fps"),
+            ("kind = 'gige'", "gige"),
+            ("path = 'x'", "kind"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(&format!("`{word}`")), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn values_that_cannot_be_meant_are_refused_with_key_and_value() {
+        for (text, says) in [
+            ("kind = 'folder'\npath = 'x'\nrate_hz = 0", "rate_hz = 0"),
+            ("kind = 'folder'\npath = 'x'\nrate_hz = nan", "rate_hz = NaN"),
+            ("kind = 'folder'\npath = ''", "path"),
+            ("kind = 'folder'\npath = 'x'\nsignificant_bits = 7", "significant_bits = 7"),
+            ("kind = 'folder'\npath = 'x'\nsignificant_bits = 17", "significant_bits = 17"),
+            ("kind = 'folder'\npath = 'x'\nseed = 3", "seed"),
+            ("kind = 'pattern'\nrate_hz = 1e9", "rate_hz = 1000000000"),
+            ("kind = 'pattern'\ndefect_rate = 1.5", "defect_rate = 1.5"),
+            ("kind = 'pattern'\ndefects = []", "defects"),
+            ("kind = 'pattern'\nwidth = 8", "width = 8"),
+            ("kind = 'usb'\ndevice = 0\nwidth = 0", "width = 0"),
+            ("kind = 'usb'\ndevice = '/dev/camera'", "/dev/camera"),
+            ("kind = 'usb'\ndevice = 0\nrate_hz = 0", "rate_hz = 0"),
+            ("kind = 'usb'\ndevice = 0\nsilence_ms = 20", "silence_ms = 20"),
+        ] {
+            let error = read(text).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
     }
 }

@@ -1,0 +1,419 @@
+//! The good part: a turned aluminium dial with a chamfer, a groove, a hub with a bore, three
+//! countersunk screw holes and a print.
+//!
+//! Lengths are in radii of the part: its outline is the unit circle, x to the right and y down when
+//! it lies straight. Colours are linear from 0 to 1 = level 255; nothing reaches either end.
+
+use std::f32::consts::{PI, TAU};
+
+use rand::{Rng, RngExt};
+
+pub type Color = [f32; 3];
+pub type Point = [f32; 2];
+
+/// One part as it lies under the lamp.
+#[derive(Clone, Debug)]
+pub struct Part {
+    center_px: Point,
+    radius_px: f32,
+    /// Of the part against the picture.
+    turn: Turn,
+    /// Where the light comes from, in the picture.
+    light: f32,
+    gain: f32,
+    /// Fall of the light over one radius.
+    slope: Point,
+    highlight: f32,
+    groove_depth: f32,
+    tint: f32,
+    /// The printer's error.
+    print_shift: Point,
+    ink_density: f32,
+    grain: u32,
+    belt_shift: Point,
+    pub inks: Inks,
+    pub missing_hole: Option<usize>,
+    /// Where the print did not take.
+    pub bare: Option<Blob>,
+    /// What is broken out of the edge.
+    pub bite: Option<Blob>,
+}
+
+/// The colours of the print.
+#[derive(Clone, Debug)]
+pub struct Inks {
+    pub text: Color,
+    pub band: Color,
+    pub logo: Color,
+}
+
+/// A round region with an uneven border.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    pub center: Point,
+    pub radius: f32,
+    /// Phases of the border's waves.
+    waves: [f32; 3],
+}
+
+/// Middles of the screw holes.
+pub const HOLES: [Point; 3] = [[0.0, -0.66], [0.5716, 0.33], [-0.5716, 0.33]];
+/// Outer radius of their countersinks.
+pub const SINK: f32 = 0.115;
+pub const LOGO: Point = [-0.572, -0.33];
+pub const LOGO_RADIUS: f32 = 0.13;
+/// The printed ring on the hub, from radius to radius.
+pub const BAND: [f32; 2] = [0.275, 0.335];
+/// Radius of the text's middle line; it stands around the foot of the part.
+pub const TEXT_RADIUS: f32 = 0.69;
+
+impl Part {
+    pub fn draw(width_px: f32, height_px: f32, rng: &mut impl Rng) -> Part {
+        let half_px = width_px.min(height_px) / 2.0;
+        let mut about = |middle: f32, by: f32| middle + by * rng.random_range(-1.0..1.0f32);
+        Part {
+            center_px: [
+                width_px / 2.0 + half_px * about(0.0, 0.025),
+                height_px / 2.0 + half_px * about(0.0, 0.025),
+            ],
+            radius_px: half_px * about(0.875, 0.008),
+            turn: Turn::by(about(0.0, 0.12)),
+            light: about(-2.25, 0.06),
+            gain: about(1.0, 0.05),
+            slope: [about(0.0, 0.035), about(-0.02, 0.035)],
+            highlight: about(0.22, 0.03),
+            groove_depth: about(0.085, 0.02),
+            tint: about(0.0, 0.008),
+            print_shift: [about(0.0, 0.006), about(0.0, 0.006)],
+            ink_density: about(0.9, 0.04),
+            belt_shift: [about(0.0, 3.0), about(0.0, 3.0)],
+            grain: rng.next_u32(),
+            inks: Inks {
+                text: [0.09, 0.11, 0.17],
+                band: [0.07, 0.25, 0.50],
+                logo: [0.80, 0.36, 0.09],
+            },
+            missing_hole: None,
+            bare: None,
+            bite: None,
+        }
+    }
+
+    /// The point of the part that a point of the picture (in pixels) shows.
+    pub fn place(&self, [x, y]: Point) -> Point {
+        self.turn.back([
+            (x - self.center_px[0]) / self.radius_px,
+            (y - self.center_px[1]) / self.radius_px,
+        ])
+    }
+
+    /// One pixel in radii.
+    pub fn pixel(&self) -> f32 {
+        1.0 / self.radius_px
+    }
+
+    /// The direction to the light, as the part sees it.
+    pub fn light(&self) -> Point {
+        self.turn.back([self.light.cos(), self.light.sin()])
+    }
+
+    /// What the camera sees at a point of the picture, before noise.
+    pub fn color(&self, at: Point) -> Color {
+        let point = self.place(at);
+        let radius = length(point);
+        let mut edge = radius - 1.0;
+        if let Some(bite) = &self.bite {
+            edge = edge.max(-bite.distance(point));
+        }
+        let inside = cover(edge, self.pixel());
+        let mut color = [0.0; 3];
+        if inside < 1.0 {
+            color = self.belt(at, point);
+        }
+        if inside > 0.0 {
+            color = mix(color, self.metal(point, radius), inside);
+        }
+        let [x, y] = self.turn.forth(point);
+        let light = self.gain * (1.0 + self.slope[0] * x + self.slope[1] * y);
+        color.map(|value| value * light)
+    }
+
+    fn belt(&self, [x, y]: Point, point: Point) -> Color {
+        let [u, v] = [x * self.pixel() + self.belt_shift[0], y * self.pixel() + self.belt_shift[1]];
+        let weave = (TAU * 13.0 * (u + v)).sin() * (TAU * 13.0 * (u - v)).sin();
+        let grain = self.noise(u * 45.0, v * 45.0, 0) + 0.6 * self.noise(u * 9.0, v * 9.0, 0);
+        let [lx, ly] = self.light();
+        let from_shadow = length([point[0] + 0.06 * lx, point[1] + 0.06 * ly]) - 0.98;
+        let shadow = 0.5 * (-(from_shadow.max(0.0) / 0.07).powi(2)).exp();
+        let value = (0.165 + 0.016 * weave + 0.014 * grain) * (1.0 - shadow);
+        [value * 0.92, value, value * 1.02]
+    }
+
+    fn metal(&self, point: Point, radius: f32) -> Color {
+        let pixel = self.pixel();
+        let [x, y] = self.turn.forth(point);
+        let around = y.atan2(x);
+        // Turned grooves mirror the lamp in two lobes along its direction.
+        let lobe = (around - self.light).cos();
+        let facing = |lobe: f32| 0.50 + 0.22 * lobe;
+        let turns = around / TAU + 0.5;
+        let grooves = 0.6 * self.noise(radius * 105.0, turns * 7.0, 7)
+            + 0.4 * self.noise(radius * 130.0 + 300.0, turns * 31.0, 31);
+        let face = (0.47 + self.highlight * lobe.powi(6) + 0.03 * lobe)
+            * (1.0 + self.groove_depth * grooves);
+        let hub = 0.52 + 0.05 * lobe + 0.03 * self.noise(x * 70.0, y * 70.0, 0);
+
+        let mut value = face;
+        // From the outside in; each line replaces what lies inside its border.
+        value = blend(facing(lobe) + 0.02 * grooves, value, cover(radius - 0.945, pixel));
+        value *= 1.0 - 0.5 * band(radius, [0.895, 0.913], pixel);
+        value = blend(value, facing(-lobe), cover(radius - 0.425, pixel));
+        value = blend(value, hub, cover(radius - 0.4, pixel));
+        value = blend(value, facing(-lobe), cover(radius - 0.2, pixel));
+        value =
+            blend(value, 0.10 + 0.05 * (1.0 - lobe) * radius / 0.17, cover(radius - 0.17, pixel));
+        let mut color = [value * (1.0 + self.tint), value, value * (1.025 - self.tint)];
+
+        color = self.print(color, point, radius);
+        for (number, hole) in HOLES.iter().enumerate() {
+            let [hx, hy] = [point[0] - hole[0], point[1] - hole[1]];
+            let depth = length([hx, hy]);
+            if depth > SINK + pixel || self.missing_hole == Some(number) {
+                continue;
+            }
+            let [lx, ly] = self.light();
+            let wall = -(hx * lx + hy * ly) / depth.max(pixel);
+            color = mix(color, [facing(wall) * 0.96; 3], cover(depth - SINK, pixel));
+            let bottom = 0.085 + 0.05 * (wall + 1.0) * depth / 0.07;
+            color = mix(color, [bottom; 3], cover(depth - 0.07, pixel));
+        }
+        if let Some(bite) = &self.bite {
+            // The fracture is rough and bright.
+            let rim = cover(bite.distance(point) - 0.022, pixel);
+            let rough = 0.66 + 0.10 * self.noise(x * 60.0, y * 60.0, 0);
+            color = mix(color, [rough; 3], 0.9 * rim);
+        }
+        color
+    }
+
+    fn print(&self, metal: Color, point: Point, radius: f32) -> Color {
+        let pixel = self.pixel();
+        let point = [point[0] + self.print_shift[0], point[1] + self.print_shift[1]];
+        let mut takes = self.ink_density;
+        if let Some(bare) = &self.bare {
+            takes *= 1.0 - cover(bare.distance(point), 2.0 * pixel);
+        }
+        let ink = |below: Color, ink: Color, how_much: f32| {
+            // Metal shines through: the ink is a little brighter where the metal is.
+            let wet = ink.map(|value| value * (0.75 + 0.5 * below[1]));
+            mix(below, wet, how_much * takes)
+        };
+        // Angle from the foot of the part, to the right.
+        let angle = point[0].atan2(point[1]);
+        let mut color = metal;
+        if radius < 0.42 {
+            let gap = cover(0.06 - (angle.rem_euclid(TAU / 3.0) - PI / 3.0).abs() * 0.3, pixel);
+            color = ink(color, self.inks.band, band(length(point), BAND, pixel) * gap);
+        } else {
+            color = ink(color, self.inks.text, scale(angle, length(point), pixel));
+            color = ink(color, self.inks.text, text(angle, length(point), pixel));
+            color = ink(color, self.inks.text, code(point, pixel));
+            let (disc, check) = logo(point, pixel);
+            color = ink(color, self.inks.logo, disc);
+            color = ink(color, [0.86; 3], check);
+        }
+        color
+    }
+
+    /// Value noise from -1 to 1; `wrap` is the period of `v`, 0 for none.
+    fn noise(&self, u: f32, v: f32, wrap: i32) -> f32 {
+        let (u0, v0) = (u.floor(), v.floor());
+        let (fu, fv) = (u - u0, v - v0);
+        let (fu, fv) = (fu * fu * (3.0 - 2.0 * fu), fv * fv * (3.0 - 2.0 * fv));
+        let (i, j) = (u0 as i32, v0 as i32);
+        let (j, k) =
+            if wrap > 0 { (j.rem_euclid(wrap), (j + 1).rem_euclid(wrap)) } else { (j, j + 1) };
+        let corner = |i: i32, j: i32| {
+            let mut h = (i as u32).wrapping_mul(0x9e37_79b1) ^ (j as u32).wrapping_mul(0x85eb_ca77);
+            h = (h ^ self.grain ^ (h >> 15)).wrapping_mul(0x2c1b_3c6d);
+            h = (h ^ (h >> 12)).wrapping_mul(0x297a_2d39);
+            (h ^ (h >> 15)) as f32 * (2.0 / u32::MAX as f32) - 1.0
+        };
+        let top = blend(corner(i, j), corner(i + 1, j), fu);
+        let bottom = blend(corner(i, k), corner(i + 1, k), fu);
+        blend(top, bottom, fv)
+    }
+}
+
+impl Blob {
+    pub fn draw(center: Point, radius: f32, rng: &mut impl Rng) -> Blob {
+        Blob { center, radius, waves: [(); 3].map(|()| rng.random_range(0.0..TAU)) }
+    }
+
+    /// Roughly how far outside (negative: inside) the blob a point is.
+    pub fn distance(&self, [x, y]: Point) -> f32 {
+        let [x, y] = [x - self.center[0], y - self.center[1]];
+        let angle = y.atan2(x);
+        let [a, b, c] = self.waves;
+        let uneven = 0.16 * (2.0 * angle + a).sin()
+            + 0.11 * (3.0 * angle + b).sin()
+            + 0.07 * (5.0 * angle + c).sin();
+        length([x, y]) - self.radius * (1.0 + uneven)
+    }
+
+    /// No point of the blob is farther from its middle.
+    pub fn reach(&self) -> f32 {
+        self.radius * 1.34
+    }
+}
+
+/// How much of a pixel lies inside (`distance` < 0) of a border.
+pub fn cover(distance: f32, pixel: f32) -> f32 {
+    // A little wider than the pixel, as a lens draws it.
+    (0.5 - distance / (1.5 * pixel)).clamp(0.0, 1.0)
+}
+
+pub fn mix(below: Color, above: Color, share: f32) -> Color {
+    [0, 1, 2].map(|channel| blend(below[channel], above[channel], share))
+}
+
+pub fn length([x, y]: Point) -> f32 {
+    (x * x + y * y).sqrt()
+}
+
+/// Distance from a point to a stroke.
+pub fn to_stroke([x, y]: Point, [[ax, ay], [bx, by]]: [Point; 2]) -> f32 {
+    let (sx, sy) = (bx - ax, by - ay);
+    let along = (((x - ax) * sx + (y - ay) * sy) / (sx * sx + sy * sy)).clamp(0.0, 1.0);
+    length([x - ax - along * sx, y - ay - along * sy])
+}
+
+fn blend(below: f32, above: f32, share: f32) -> f32 {
+    below + (above - below) * share
+}
+
+fn band(radius: f32, [from, to]: [f32; 2], pixel: f32) -> f32 {
+    cover(from - radius, pixel) * cover(radius - to, pixel)
+}
+
+/// The dial's marks: one every 6 degrees, a long one every 30.
+fn scale(angle: f32, radius: f32, pixel: f32) -> f32 {
+    if !(0.78..0.9).contains(&radius) {
+        return 0.0;
+    }
+    let mark = (angle / (TAU / 60.0)).round();
+    let long = mark.rem_euclid(5.0) == 0.0;
+    let aside = (angle - mark * (TAU / 60.0)).abs() * radius;
+    let (inner, half_width) = if long { (0.80, 0.009) } else { (0.835, 0.005) };
+    cover(aside - half_width, pixel) * band(radius, [inner, 0.875], pixel)
+}
+
+/// The name around the foot of the part, its feet outward.
+fn text(angle: f32, radius: f32, pixel: f32) -> f32 {
+    const HEIGHT: f32 = 0.115;
+    const PITCH: f32 = 0.112;
+    // Strokes on a grid of 4 by 6, y down.
+    const LETTERS: [&[[f32; 4]]; 8] = [
+        &[[2., 0., 2., 6.]],
+        &[[0., 6., 0., 0.], [0., 0., 4., 6.], [4., 6., 4., 0.]],
+        &[[4., 0., 0., 0.], [0., 0., 0., 3.], [0., 3., 4., 3.], [4., 3., 4., 6.], [4., 6., 0., 6.]],
+        &[[0., 6., 0., 0.], [0., 0., 4., 0.], [4., 0., 4., 3.], [4., 3., 0., 3.]],
+        &[[4., 0., 0., 0.], [0., 0., 0., 6.], [0., 6., 4., 6.], [0., 3., 3., 3.]],
+        &[[4., 0., 0., 0.], [0., 0., 0., 6.], [0., 6., 4., 6.]],
+        &[[0., 0., 4., 0.], [2., 0., 2., 6.]],
+        &[
+            [0., 0., 0., 6.],
+            [0., 0., 2.6, 0.],
+            [2.6, 0., 4., 1.6],
+            [4., 1.6, 4., 4.4],
+            [4., 4.4, 2.6, 6.],
+            [2.6, 6., 0., 6.],
+        ],
+    ];
+    let down = radius - TEXT_RADIUS;
+    if down.abs() > HEIGHT {
+        return 0.0;
+    }
+    let along = angle * TEXT_RADIUS / PITCH + LETTERS.len() as f32 / 2.0;
+    if along < 0.0 || along >= LETTERS.len() as f32 {
+        return 0.0;
+    }
+    let unit = HEIGHT / 6.0;
+    let at = [(along.fract() - 0.5) * PITCH / unit + 2.0, down / unit + 3.0];
+    let nearest = LETTERS[along as usize]
+        .iter()
+        .map(|&[ax, ay, bx, by]| to_stroke(at, [[ax, ay], [bx, by]]))
+        .fold(f32::INFINITY, f32::min);
+    cover(nearest * unit - 0.011, pixel)
+}
+
+/// A data matrix of 10 by 10 modules, always the same: the lot.
+fn code([x, y]: Point, pixel: f32) -> f32 {
+    const MODULE: f32 = 0.0235;
+    const ROWS: [u16; 10] = [
+        0b10_1010_1010,
+        0b11_0110_0101,
+        0b10_1101_0010,
+        0b11_0011_1011,
+        0b10_0110_0100,
+        0b11_1100_1101,
+        0b10_1011_0110,
+        0b11_0101_0011,
+        0b10_1001_1100,
+        0b11_1111_1111,
+    ];
+    let [u, v] = [(x - 0.572) / MODULE + 5.0, (y + 0.33) / MODULE + 5.0];
+    if !(-1.0..11.0).contains(&u) || !(-1.0..11.0).contains(&v) {
+        return 0.0;
+    }
+    let dark = |row: i32, column: i32| {
+        let row = usize::try_from(row).ok().and_then(|row| ROWS.get(row)).copied().unwrap_or(0);
+        f32::from((0..10).contains(&column) && row >> (9 - column) & 1 == 1)
+    };
+    // Borders between modules are blended over a pixel and a half.
+    let soft = 1.5 * pixel / MODULE;
+    let (row, column) = ((v - 0.5).floor(), (u - 0.5).floor());
+    let share = |from: f32| ((from - 0.5) / soft + 0.5).clamp(0.0, 1.0);
+    let (right, below) = (share(u - 0.5 - column), share(v - 0.5 - row));
+    let (row, column) = (row as i32, column as i32);
+    blend(
+        blend(dark(row, column), dark(row, column + 1), right),
+        blend(dark(row + 1, column), dark(row + 1, column + 1), right),
+        below,
+    )
+}
+
+/// The maker's sign: a disc, and the mark on it.
+fn logo([x, y]: Point, pixel: f32) -> (f32, f32) {
+    let at = [x - LOGO[0], y - LOGO[1]];
+    let disc = cover(length(at) - LOGO_RADIUS, pixel);
+    if disc == 0.0 {
+        return (0.0, 0.0);
+    }
+    let mark = to_stroke(at, [[-0.06, 0.0], [-0.018, 0.045]])
+        .min(to_stroke(at, [[-0.018, 0.045], [0.062, -0.05]]));
+    (disc, cover(mark - 0.018, pixel))
+}
+
+/// A turn of the part, to the right as the camera sees it.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    sin: f32,
+    cos: f32,
+}
+
+impl Turn {
+    fn by(radians: f32) -> Turn {
+        Turn { sin: radians.sin(), cos: radians.cos() }
+    }
+
+    /// From the part's axes to the picture's.
+    fn forth(self, [x, y]: Point) -> Point {
+        [x * self.cos - y * self.sin, x * self.sin + y * self.cos]
+    }
+
+    /// From the picture's axes to the part's.
+    fn back(self, [x, y]: Point) -> Point {
+        [x * self.cos + y * self.sin, y * self.cos - x * self.sin]
+    }
+}
