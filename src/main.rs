@@ -14,10 +14,13 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    // one line a file in cmd/
+    /// Make a bundle from pictures of good parts
+    Teach(cmd::teach::Args),
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    match args.command {}
+    match args.command {
+        Command::Teach(args) => cmd::teach::run(&args),
+    }
 }

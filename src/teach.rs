@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::calibrate;
+use crate::camera;
 use crate::detector::bundle::{self, Card, Golden, TrainingData};
 use crate::detector::input::Input;
 use crate::detector::patch_prototypes::{self, LoadedBackbone, PatchFeatures, PatchPrototypes};
@@ -38,6 +39,8 @@ pub struct Config {
     pub holdout: f64,
     /// Rate of good parts that may be rejected: 0.001 is 1000 ppm.
     pub false_rejects: f64,
+    /// Bits a sample that 16-bit grey files really carry, 8 to 16; see [`camera::folder::decode`].
+    pub significant_bits: u32,
 }
 
 /// How many prototypes the coreset keeps.
@@ -97,27 +100,13 @@ pub struct Taught {
 /// # Errors
 /// A folder that can't be read, or has no picture in it.
 pub fn pictures_in(folder: &Path) -> Result<Vec<Good>> {
-    let mut goods = Vec::new();
-    let mut folders = 0;
-    let reading = || format!("reading the folder of good parts {}", folder.display());
-    for entry in fs::read_dir(folder).with_context(reading)? {
-        let path = entry.with_context(reading)?.path();
-        folders += usize::from(path.is_dir());
-        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        if path.is_file() && EXTENSIONS.contains(&extension.as_str()) {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            goods.push(Good::File { name, path });
-        }
-    }
-    ensure!(
-        !goods.is_empty(),
-        "{}: no picture ({}) in it{}",
-        folder.display(),
-        EXTENSIONS.join(", "),
-        if folders > 0 { "; folders below are not looked into: give train/good" } else { "" }
-    );
-    goods.sort_by(|a, b| a.name().cmp(b.name()));
-    Ok(goods)
+    let names = camera::folder::list(folder, false)
+        .context("good parts (folders below are not looked into: give the folder of good ones)")?;
+    let good = |name: PathBuf| Good::File {
+        path: folder.join(&name),
+        name: name.to_string_lossy().into_owned(),
+    };
+    Ok(names.into_iter().map(good).collect())
 }
 
 impl Config {
@@ -273,7 +262,7 @@ pub fn teach(
     let mut features = Vec::with_capacity(plan.taught.len() * plan.patches * dims); // [patches, D]
     progress(Step::Features, 0, plan.taught.len());
     for (i, batch) in plan.taught.chunks(BATCH).enumerate() {
-        let images = register.read(batch);
+        let images = register.read(batch, config.significant_bits);
         if !images.is_empty() {
             features.extend(extractor.extract(&images.iter().collect::<Vec<_>>())?);
         }
@@ -306,7 +295,7 @@ pub fn teach(
     let mut judged = Vec::with_capacity(plan.held_out.len());
     let mut golden_images = Vec::new();
     for (i, batch) in plan.held_out.chunks(BATCH).enumerate() {
-        let images = register.read(batch);
+        let images = register.read(batch, config.significant_bits);
         if !images.is_empty() {
             let detections = detector.detect(&images.iter().collect::<Vec<_>>())?;
             judged.extend(detections.iter().map(scores));
@@ -353,6 +342,7 @@ pub fn teach(
             sha256: register.sha256(),
             taught,
             held_out: scores.len(),
+            significant_bits: config.significant_bits,
             unreadable: register.unreadable.len(),
             copies: register.copies.len(),
         },
@@ -378,11 +368,12 @@ impl Good {
     }
 
     /// The picture and the SHA-256 of its contents.
-    fn read(&self) -> Result<(Image, [u8; 32])> {
+    fn read(&self, significant_bits: u32) -> Result<(Image, [u8; 32])> {
         match self {
             Good::File { path, .. } => {
                 let bytes = fs::read(path)?;
-                Ok((decode(&bytes)?, Sha256::digest(&bytes).into()))
+                let image = camera::folder::decode(&bytes, significant_bits)?;
+                Ok((image, Sha256::digest(&bytes).into()))
             }
             Good::Picture { image, .. } => {
                 let (samples, pixels): (u8, &[u8]) = match image {
@@ -410,8 +401,8 @@ struct Register {
 
 impl Register {
     /// The pictures of `goods` that can be read and were not seen before, in order.
-    fn read(&mut self, goods: &[Good]) -> Vec<Image> {
-        let read: Vec<_> = goods.par_iter().map(Good::read).collect();
+    fn read(&mut self, goods: &[Good], significant_bits: u32) -> Vec<Image> {
+        let read: Vec<_> = goods.par_iter().map(|good| good.read(significant_bits)).collect();
         let mut images = Vec::with_capacity(goods.len());
         for (good, read) in goods.iter().zip(read) {
             let name = good.name().to_owned();

@@ -99,6 +99,8 @@ pub struct TrainingData {
     pub taught: usize,
     /// Pictures kept back for the thresholds.
     pub held_out: usize,
+    /// Bits a sample that 16-bit grey files carried; a camera on the line must say the same.
+    pub significant_bits: u32,
     /// Files that could not be read.
     pub unreadable: usize,
     /// Files left out because another has the very same pixels.
