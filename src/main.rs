@@ -19,6 +19,5 @@ enum Command {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    match args.command {
-    }
+    match args.command {}
 }
