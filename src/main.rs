@@ -4,25 +4,42 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use inspectd::journal;
 
 mod cmd;
 
+/// Inline inspection: every triggered part gets exactly one verdict, in time, and what was not
+/// inspected is rejected.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version)]
 struct Args {
+    /// off, error, warn, info, debug or trace; default: INSPECTD_LOG, else info.
+    #[arg(long, global = true)]
+    log_level: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    // one line a file in cmd/
     Ledger(cmd::ledger::Args),
+    /// Make a bundle from pictures of good parts
+    Teach(cmd::teach::Args),
 }
 
-fn main() -> Result<ExitCode> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    run(Args::parse()).unwrap_or_else(|error| {
+        eprintln!("inspectd: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(args: Args) -> Result<ExitCode> {
+    let env = std::env::var("INSPECTD_LOG").ok();
+    let level = journal::level(args.log_level.as_deref(), env.as_deref())?;
+    journal::start_direct(level)?;
     match args.command {
         Command::Ledger(args) => cmd::ledger::run(&args),
+        Command::Teach(args) => cmd::teach::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }
