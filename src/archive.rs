@@ -94,6 +94,7 @@ pub enum Kept {
 }
 
 pub struct Archive {
+    config: Config,
     stock: Stock,
     max_bytes: u64,
     min_free_bytes: u64,
@@ -112,6 +113,10 @@ impl Archive {
                 config.folder.display()
             )
         })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Where `store` will put the picture of this part, relative to the folder; goes into the log
@@ -194,7 +199,8 @@ impl Archive {
         let max_bytes = bytes(config.max_gib);
         while stock.bytes() > max_bytes && stock.remove_oldest()? {}
         let min_free_bytes = bytes(config.min_free_gib);
-        Ok(Archive { stock, max_bytes, min_free_bytes, lost: 0, failing: false })
+        let config = config.clone();
+        Ok(Archive { config, stock, max_bytes, min_free_bytes, lost: 0, failing: false })
     }
 
     /// Removes the oldest until `room` more bytes fit. Where removing all would not be enough,

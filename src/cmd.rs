@@ -1,4 +1,7 @@
 //! One file a subcommand: its `Args` and `run`.
 
+pub mod check;
+pub mod demo;
 pub mod ledger;
+pub mod run;
 pub mod teach;

@@ -1,1 +1,174 @@
-//! To be written.
+//! `config.toml`: read once, unknown keys refused, the physics of the line cross-checked. Each room
+//! owns its part of it; here they are only gathered. Every key is explained in docs/config.md.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
+
+use crate::output::modbus;
+use crate::{archive, camera, ledger, pipeline, tracker, verdict};
+
+/// The whole file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub line: Line,
+    #[serde(default)]
+    pub queue: pipeline::Config,
+    #[serde(rename = "camera")]
+    pub cameras: Vec<Camera>,
+    #[serde(default)]
+    pub output: Output,
+    pub ledger: ledger::Config,
+    /// Without it no pictures of rejects are kept.
+    pub archive: Option<archive::Config>,
+}
+
+/// `[line]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    /// What the log calls this line.
+    pub name: String,
+    /// The model, a folder made by `inspectd teach`; cameras may name their own.
+    pub bundle: PathBuf,
+}
+
+/// `[[camera]]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Camera {
+    /// What log, ledger and PLC call it.
+    pub name: String,
+    /// The model of this camera where it is not the line's.
+    pub bundle: Option<PathBuf>,
+    pub source: camera::Config,
+    pub deadline: tracker::Config,
+    #[serde(default)]
+    pub limits: verdict::Config,
+}
+
+/// `[output]`: the wires. The log is always one of them.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Output {
+    pub modbus: Option<modbus::Config>,
+}
+
+impl Config {
+    /// Reads and checks the file. Paths in it count from the file's folder.
+    pub fn read(path: &Path) -> Result<Config> {
+        let text =
+            fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        Config::parse(&text, folder).with_context(|| path.display().to_string())
+    }
+
+    fn parse(text: &str, folder: &Path) -> Result<Config> {
+        let mut config: Config =
+            toml::from_str(text).map_err(|error| anyhow!("{}", error.to_string().trim_end()))?;
+        config.check()?;
+        config.place(folder);
+        Ok(config)
+    }
+
+    /// The bundle that camera `index` is judged by.
+    pub fn bundle_of(&self, index: usize) -> &Path {
+        self.cameras[index].bundle.as_deref().unwrap_or(&self.line.bundle)
+    }
+
+    fn place(&mut self, folder: &Path) {
+        let place = |path: &mut PathBuf| *path = folder.join(&*path);
+        place(&mut self.line.bundle);
+        for camera in &mut self.cameras {
+            camera.bundle.as_mut().map(place);
+            if let camera::Config::Folder(source) = &mut camera.source {
+                place(&mut source.path);
+            }
+        }
+        place(&mut self.ledger.folder);
+        if let Some(archive) = &mut self.archive {
+            place(&mut archive.folder);
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        self.queue.check()?;
+        if self.cameras.is_empty() {
+            bail!("there is no [[camera]]; a line needs at least one");
+        }
+        let mut names = BTreeSet::new();
+        for camera in &self.cameras {
+            let name = &camera.name;
+            // The name stands unquoted in log lines.
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if name.is_empty() || !name.chars().all(plain) {
+                bail!("camera.name = \"{name}\" must be made of letters, digits, '-', '_' and '.'");
+            }
+            if !names.insert(name) {
+                bail!("camera.name = \"{name}\" is given twice; the log could not tell them apart");
+            }
+            let camera_key = |table: &str| format!("camera \"{name}\", [camera.{table}]");
+            camera.source.check().with_context(|| camera_key("source"))?;
+            camera.deadline.check().with_context(|| camera_key("deadline"))?;
+            camera.limits.check().with_context(|| camera_key("limits"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHIPPED: &str = include_str!("../config.toml");
+
+    fn error(text: &str) -> String {
+        format!("{:#}", Config::parse(text, Path::new("")).unwrap_err())
+    }
+
+    #[test]
+    fn the_shipped_file_is_read_and_its_paths_count_from_its_folder() {
+        let config = Config::parse(SHIPPED, Path::new("/etc/inspectd")).unwrap();
+        assert!(config.bundle_of(0).starts_with("/etc/inspectd"));
+        assert!(config.output.modbus.is_some());
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_its_key() {
+        struct Case {
+            find: &'static str,
+            put: &'static str,
+            says: &'static [&'static str],
+        }
+        for case in [
+            Case {
+                find: "batch = 4",
+                put: "batch = 64",
+                says: &["queue.batch = 64", "queue.frames = 32"],
+            },
+            Case { find: "batch = 4", put: "bach = 4", says: &["bach"] },
+            Case { find: "batch = 4", put: "batch = 0", says: &["queue.batch = 0"] },
+            Case {
+                find: "travel_ms = 500",
+                put: "travel_ms = 5",
+                says: &["camera \"station\"", "travel_ms = 5"],
+            },
+            Case { find: "name = \"station\"", put: "name = \"two words\"", says: &["two words"] },
+            Case {
+                find: "rate_hz = 5",
+                put: "rate_hz = -1",
+                says: &["camera \"station\"", "rate_hz = -1"],
+            },
+        ] {
+            assert!(SHIPPED.contains(case.find), "{}", case.find);
+            let text = error(&SHIPPED.replace(case.find, case.put));
+            for word in case.says {
+                assert!(text.contains(word), "{}: {text}", case.put);
+            }
+        }
+    }
+}

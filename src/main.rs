@@ -22,7 +22,10 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(cmd::check::Args),
+    Demo(cmd::demo::Args),
     Ledger(cmd::ledger::Args),
+    Run(cmd::run::Args),
     /// Make a bundle from pictures of good parts
     Teach(cmd::teach::Args),
 }
@@ -37,9 +40,16 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     let env = std::env::var("INSPECTD_LOG").ok();
     let level = journal::level(args.log_level.as_deref(), env.as_deref())?;
-    journal::start_direct(level)?;
-    match args.command {
-        Command::Ledger(args) => cmd::ledger::run(&args),
-        Command::Teach(args) => cmd::teach::run(&args).map(|()| ExitCode::SUCCESS),
+    // The daemon's log has a thread of its own; short commands write where they stand.
+    if !matches!(args.command, Command::Run(_) | Command::Demo(_)) {
+        journal::start_direct(level)?;
     }
+    match args.command {
+        Command::Ledger(args) => return cmd::ledger::run(&args),
+        Command::Check(args) => cmd::check::run(&args),
+        Command::Demo(args) => cmd::demo::run(&args, level),
+        Command::Run(args) => cmd::run::run(&args, level),
+        Command::Teach(args) => cmd::teach::run(&args),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::Deserialize;
 
@@ -74,20 +74,20 @@ impl Default for Config {
 
 impl Config {
     /// Refuses sizes that cannot work; the text names the keys.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<()> {
         let Config { frames, batch, evidence } = *self;
         for (key, value, most) in
             [("frames", frames, 4096), ("batch", batch, 64), ("evidence", evidence, 4096)]
         {
             if value == 0 || value > most {
-                return Err(format!("queue.{key} = {value} must lie between 1 and {most}"));
+                bail!("queue.{key} = {value} must lie between 1 and {most}");
             }
         }
         if batch > frames {
-            return Err(format!(
+            bail!(
                 "queue.batch = {batch} is more than queue.frames = {frames}; a batch is taken \
                  from the queue"
-            ));
+            );
         }
         Ok(())
     }
@@ -182,6 +182,8 @@ pub struct Report {
     pub tally: Tally,
     /// From trigger to the return of the last wire's signal, over all parts.
     pub latency: Latency,
+    /// From the first trigger to the last verdict.
+    pub span: Duration,
     pub late_verdicts: u64,
     pub evidence_lost: u64,
     /// Signals that a wire did not take.
@@ -207,7 +209,7 @@ pub struct Running {
 /// Starts all threads. Cameras open on their own threads and report through the counters.
 pub fn start(parts: Parts) -> Result<Running> {
     let Parts { queue, cameras, detectors, mut outputs, ledger, archive } = parts;
-    queue.check().map_err(|reason| anyhow!(reason))?;
+    queue.check()?;
     ensure!(!cameras.is_empty(), "a line needs at least one camera");
     ensure!(cameras.len() <= usize::from(u16::MAX), "too many cameras");
     for slot in &cameras {
@@ -241,8 +243,8 @@ pub fn start(parts: Parts) -> Result<Running> {
     }
 
     let (evidence_in, evidence) = bounded(queue.evidence);
-    let keeps_pictures = archive.is_some();
-    let sync = ledger.as_ref().map(Ledger::syncer);
+    let keeping = archive.as_ref().map(|archive| archive.config().clone());
+    let sync = ledger.as_ref().map(Ledger::sync);
     let archive = {
         let counters = counters.clone();
         spawn("archive", move || archive::run(archive, sync, &evidence, &counters))?
@@ -255,7 +257,7 @@ pub fn start(parts: Parts) -> Result<Running> {
         ledger,
         resumed,
         evidence: evidence_in,
-        keeps_pictures,
+        keeping,
         counters: counters.clone(),
         progress: stage("output"),
     });

@@ -20,8 +20,8 @@ pub struct Counters {
     pub late_verdicts: AtomicU64,
     /// Rejects whose picture could not be kept.
     pub evidence_lost: AtomicU64,
-    /// The archive's or the ledger's last write did not succeed.
-    pub evidence_failing: AtomicBool,
+    /// The archive cannot write.
+    pub archive_failing: AtomicBool,
     /// The last detection was an error.
     pub detector_failing: AtomicBool,
     /// One per camera: does it deliver?
@@ -38,7 +38,7 @@ impl Counters {
             rejected: Default::default(),
             late_verdicts: AtomicU64::new(0),
             evidence_lost: AtomicU64::new(0),
-            evidence_failing: AtomicBool::new(false),
+            archive_failing: AtomicBool::new(false),
             detector_failing: AtomicBool::new(false),
             cameras_up: (0..cameras).map(|_| AtomicBool::new(false)).collect(),
         }

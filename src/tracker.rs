@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, bail};
 use serde::Deserialize;
 
 use crate::frame::{FrameId, PartId, Truth};
@@ -33,20 +34,25 @@ impl Config {
         Duration::from_secs_f64((self.travel_ms - self.output_latency_ms) / 1000.0)
     }
 
+    /// From the decision time to the moment the ejector must act.
+    pub fn output_latency(&self) -> Duration {
+        Duration::from_secs_f64(self.output_latency_ms / 1000.0)
+    }
+
     /// Refuses a way that leaves no time; the text names the key below `[camera.deadline]`.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<()> {
         let Config { travel_ms, output_latency_ms } = *self;
         if !(travel_ms.is_finite() && travel_ms > 0.0 && travel_ms <= 3.6e6) {
-            return Err(format!("travel_ms = {travel_ms} must lie between 0 and 3600000"));
+            bail!("travel_ms = {travel_ms} must lie between 0 and 3600000");
         }
         if !(output_latency_ms.is_finite() && output_latency_ms >= 0.0) {
-            return Err(format!("output_latency_ms = {output_latency_ms} must be 0 or more"));
+            bail!("output_latency_ms = {output_latency_ms} must be 0 or more");
         }
         if output_latency_ms >= travel_ms {
-            return Err(format!(
+            bail!(
                 "travel_ms = {travel_ms} leaves nothing after output_latency_ms = \
                  {output_latency_ms}; the part is at the ejector before a verdict can be out"
-            ));
+            );
         }
         Ok(())
     }

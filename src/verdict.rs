@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::detector::{AnomalyMap, Detection};
@@ -129,33 +130,32 @@ pub struct RegionLimit {
 
 impl Config {
     /// Refuses limits that cannot be meant; the text names the key below `[camera.limits]`.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<()> {
         for (key, value) in [("threshold", self.threshold), ("map_threshold", self.map_threshold)] {
             if let Some(value) = value
                 && !value.is_finite()
             {
-                return Err(format!("{key} = {value} is not a finite number"));
+                bail!("{key} = {value} is not a finite number");
             }
         }
         for region in &self.regions {
             let name = &region.name;
             if region.width == 0 || region.height == 0 {
-                return Err(format!(
+                bail!(
                     "region \"{name}\" is {} x {} pixels; both must be at least 1",
-                    region.width, region.height
-                ));
+                    region.width,
+                    region.height
+                );
             }
             match (region.ignore, region.threshold) {
                 (true, Some(_)) => {
-                    return Err(format!("region \"{name}\" has both ignore and a threshold"));
+                    bail!("region \"{name}\" has both ignore and a threshold");
                 }
                 (false, None) => {
-                    return Err(format!("region \"{name}\" needs a threshold, or ignore = true"));
+                    bail!("region \"{name}\" needs a threshold, or ignore = true");
                 }
                 (false, Some(value)) if !value.is_finite() => {
-                    return Err(format!(
-                        "region \"{name}\": threshold = {value} is not a finite number"
-                    ));
+                    bail!("region \"{name}\": threshold = {value} is not a finite number");
                 }
                 _ => {}
             }

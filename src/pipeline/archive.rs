@@ -7,9 +7,9 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::now;
-use crate::archive::{Archive, Evidence};
+use crate::archive::{Archive, Evidence, Kept};
 use crate::journal::Repeats;
-use crate::ledger::Syncer;
+use crate::ledger::SyncHandle;
 use crate::telemetry::Counters;
 
 const SYNC_EVERY: Duration = Duration::from_secs(1);
@@ -17,7 +17,7 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// Returns when the output thread is gone and the queue is empty.
 pub(super) fn run(
     mut archive: Option<Archive>,
-    sync: Option<Syncer>,
+    sync: Option<SyncHandle>,
     evidence: &Receiver<Evidence>,
     counters: &Counters,
 ) {
@@ -27,19 +27,22 @@ pub(super) fn run(
         match evidence.recv_deadline(sync_at) {
             Ok(evidence) => {
                 let Some(archive) = &mut archive else { continue };
-                let stored = archive.store(&evidence);
-                counters.evidence_failing.store(stored.is_err(), Ordering::Relaxed);
-                if let Err(error) = stored {
-                    counters.evidence_lost.fetch_add(1, Ordering::Relaxed);
-                    if let Some(times) = trouble.admit("archive", now()) {
-                        log::error!("archive_failed times={times} reason=\"{error:#}\"");
+                match archive.store(&evidence) {
+                    Ok(Kept::Yes) => {}
+                    Ok(Kept::StillNot) => {
+                        counters.evidence_lost.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(error) => {
+                        counters.evidence_lost.fetch_add(1, Ordering::Relaxed);
+                        log::error!("archive_failed reason=\"{error:#}\"");
                     }
                 }
+                counters.archive_failing.store(archive.failing(), Ordering::Relaxed);
             }
             Err(RecvTimeoutError::Timeout) => {
                 sync_at = now() + SYNC_EVERY;
                 if let Some(sync) = &sync
-                    && let Err(error) = sync.sync()
+                    && let Err(error) = sync.run()
                     && let Some(times) = trouble.admit("ledger", now())
                 {
                     log::error!("ledger_sync_failed times={times} reason=\"{error:#}\"");

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::{Event, Grounds, Inspection, Report, Tuning, now};
-use crate::archive::{Archive, Evidence};
+use crate::archive::{self, Archive, Evidence};
 use crate::detector::Detection;
-use crate::frame::Frame;
+use crate::frame::{Frame, PartId};
 use crate::journal::Repeats;
 use crate::ledger::{Ledger, Record, Resumed};
 use crate::output::{LineState, LineStatus, Outcome, RejectOutput, Tally};
@@ -28,7 +28,8 @@ pub(super) struct Setup {
     pub ledger: Option<Ledger>,
     pub resumed: Option<Resumed>,
     pub evidence: Sender<Evidence>,
-    pub keeps_pictures: bool,
+    /// What is worth keeping; `None`: nothing is.
+    pub keeping: Option<archive::Config>,
     pub counters: Arc<Counters>,
     pub progress: Progress,
 }
@@ -37,13 +38,15 @@ pub(super) struct Output {
     setup: Setup,
     tracker: Tracker,
     /// Parts rejected at their decision time whose picture is still with the detector.
-    overdue: HashMap<crate::frame::PartId, Outcome>,
+    overdue: HashMap<PartId, Outcome>,
     epoch: u32,
     /// The ledger's totals before this start.
     before: Tally,
     /// One moment on both clocks; moved up each minute, since the wall clock may be set.
     anchor: (Instant, SystemTime),
     latency: Latency,
+    /// The first trigger and the last verdict so far.
+    span: Option<(Instant, Instant)>,
     window: Window,
     wire_faults: u64,
     trouble: Repeats<String>,
@@ -72,6 +75,7 @@ impl Output {
             before,
             anchor: (start, SystemTime::now()),
             latency: Latency::default(),
+            span: None,
             window: Window { since: start, tally: Tally::default(), latency: Latency::default() },
             wire_faults: 0,
             trouble: Repeats::new(Duration::from_secs(60)),
@@ -94,7 +98,8 @@ impl Output {
             }
             while let Some(track) = self.tracker.expire(now()) {
                 let grounds = Grounds::of("no verdict at the decision time");
-                self.conclude(track, Verdict::Reject(Cause::TooLate), grounds, None, None);
+                let verdict = Verdict::Reject(Cause::TooLate);
+                self.conclude(track, now(), verdict, grounds, None, None);
             }
             let wake = self.tracker.next_due().map_or(beat_at, |due| due.min(beat_at));
             match events.recv_deadline(wake) {
@@ -105,7 +110,8 @@ impl Output {
         }
         while let Some(track) = self.tracker.pop() {
             let grounds = Grounds::of("the line ended before its verdict");
-            self.conclude(track, Verdict::Reject(Cause::NotReady), grounds, None, None);
+            let verdict = Verdict::Reject(Cause::NotReady);
+            self.conclude(track, now(), verdict, grounds, None, None);
         }
         self.beat(Some(LineState::Halted));
         self.summarise(now());
@@ -117,6 +123,7 @@ impl Output {
         Report {
             tally: self.setup.counters.tally(),
             latency: self.latency,
+            span: self.span.map_or(Duration::ZERO, |(first, last)| last - first),
             late_verdicts: self.setup.counters.late_verdicts.load(Ordering::Relaxed),
             evidence_lost: 0,
             wire_faults: self.wire_faults,
@@ -134,7 +141,7 @@ impl Output {
             Event::Lost { part, cause, reason } => {
                 if let Some(track) = self.tracker.conclude(part) {
                     let verdict = Verdict::Reject(cause);
-                    self.conclude(track, verdict, Grounds::of(reason), None, None);
+                    self.conclude(track, now(), verdict, Grounds::of(reason), None, None);
                 }
             }
             Event::Retune(tunings) => {
@@ -150,15 +157,16 @@ impl Output {
             self.came_late(frame, verdict, &grounds, detection);
             return;
         };
-        if verdict == Verdict::Accept && now() >= track.decide_at {
+        let decided_at = now();
+        let (verdict, grounds) = if verdict == Verdict::Accept && decided_at >= track.decide_at {
             self.setup.counters.late_verdicts.fetch_add(1, Ordering::Relaxed);
             let reason = "the verdict came after the decision time";
             let grounds = Grounds { reason: Some(reason.into()), ..grounds };
-            let verdict = Verdict::Reject(Cause::TooLate);
-            self.conclude(track, verdict, grounds, Some(frame), detection);
+            (Verdict::Reject(Cause::TooLate), grounds)
         } else {
-            self.conclude(track, verdict, grounds, Some(frame), detection);
-        }
+            (verdict, grounds)
+        };
+        self.conclude(track, decided_at, verdict, grounds, Some(frame), detection);
     }
 
     /// The part was rejected at its decision time. Its verdict changes nothing now, but its
@@ -187,7 +195,7 @@ impl Output {
         outcome.score = grounds.score;
         outcome.threshold = grounds.threshold;
         outcome.region = grounds.region;
-        self.keep(Evidence { outcome, frame: Some(frame), detection });
+        self.keep(outcome, Some(frame), detection);
     }
 
     /// The one place where a part gets its verdict: ledger, then wires, then counters, then
@@ -196,6 +204,7 @@ impl Output {
     fn conclude(
         &mut self,
         track: Track,
+        decided_at: Instant,
         verdict: Verdict,
         grounds: Grounds,
         frame: Option<Frame>,
@@ -212,15 +221,14 @@ impl Output {
             score: grounds.score,
             threshold: grounds.threshold,
             region: grounds.region,
-            latency: now().saturating_duration_since(track.captured_at),
+            latency: decided_at.saturating_duration_since(track.captured_at),
             triggered_at: self.wall(track.captured_at),
             image: None,
             reason: grounds.reason,
             truth: track.truth,
         };
-        let rejected = verdict != Verdict::Accept;
-        let picture = frame.is_some() || verdict == Verdict::Reject(Cause::TooLate);
-        if rejected && picture && self.setup.keeps_pictures && !self.setup.evidence.is_full() {
+        let pictured = frame.is_some() || verdict == Verdict::Reject(Cause::TooLate);
+        if pictured && self.keeps(&outcome) && !self.setup.evidence.is_full() {
             outcome.image = Some(Archive::picture_path(&outcome));
         }
 
@@ -239,7 +247,9 @@ impl Output {
             }
         }
         self.setup.counters.count(outcome.verdict);
-        let latency = now().saturating_duration_since(track.captured_at);
+        let done = now();
+        let latency = done.saturating_duration_since(track.captured_at);
+        self.span = Some((self.span.map_or(track.captured_at, |(first, _)| first), done));
         self.latency.record(latency);
         self.window.latency.record(latency);
 
@@ -247,29 +257,50 @@ impl Output {
         if overdue {
             self.overdue.insert(outcome.part, outcome);
         } else {
-            self.keep(Evidence { outcome, frame, detection });
+            self.keep(outcome, frame, detection);
         }
     }
 
     fn record(&mut self, outcome: &Outcome) {
-        let issued = crate::frame::PartId(self.setup.counters.issued());
+        let issued = PartId(self.setup.counters.issued());
         let Some(ledger) = &mut self.setup.ledger else { return };
-        if let Err(error) = ledger.append(&Record::of(outcome, issued)) {
-            self.setup.counters.evidence_failing.store(true, Ordering::Relaxed);
-            if let Some(times) = self.trouble.admit("ledger".into(), now()) {
-                log::error!("ledger_failed times={times} reason=\"{error:#}\"");
-            }
+        if let Err(error) = ledger.append(&Record::of(outcome, issued))
+            && let Some(times) = self.trouble.admit("record".into(), now())
+        {
+            log::error!("ledger_record_lost times={times} reason=\"{error:#}\"");
         }
     }
 
-    /// Hands a part to the archive thread, which decides what is worth keeping. A full queue
-    /// costs the picture, never the time.
-    fn keep(&mut self, evidence: Evidence) {
-        if !self.setup.keeps_pictures {
+    /// Gives the ledger a chance to write what the disk did not take, and tells of it.
+    fn tend_ledger(&mut self) {
+        let Some(ledger) = &mut self.setup.ledger else { return };
+        if ledger.backlog() == 0 {
             return;
         }
-        let rejected = evidence.outcome.verdict != Verdict::Accept;
-        if self.setup.evidence.try_send(evidence).is_err() && rejected {
+        if let Err(error) = ledger.flush()
+            && let Some(times) = self.trouble.admit("ledger".into(), now())
+        {
+            log::error!(
+                "ledger_failed times={times} waiting={} lost={} reason=\"{error:#}\"",
+                ledger.backlog(),
+                ledger.lost()
+            );
+        }
+    }
+
+    fn keeps(&self, outcome: &Outcome) -> bool {
+        self.setup.keeping.as_ref().is_some_and(|keeping| keeping.wants(outcome))
+    }
+
+    /// Hands a part to the archive thread. A full queue costs the picture, never the time.
+    fn keep(&mut self, outcome: Outcome, frame: Option<Frame>, detection: Option<Detection>) {
+        if !self.keeps(&outcome) {
+            return;
+        }
+        let tuning = &self.setup.tunings[usize::from(outcome.frame.camera)];
+        let map_limit = Some(tuning.limits.map_threshold);
+        let evidence = Evidence { outcome, frame, detection, map_limit };
+        if self.setup.evidence.try_send(evidence).is_err() {
             self.setup.counters.evidence_lost.fetch_add(1, Ordering::Relaxed);
             if let Some(times) = self.trouble.admit("archive".into(), now()) {
                 log::warn!("picture_lost times={times} reason=\"the archive is behind\"");
@@ -278,6 +309,7 @@ impl Output {
     }
 
     fn beat(&mut self, state: Option<LineState>) {
+        self.tend_ledger();
         let status = self.status(state);
         for i in 0..self.setup.outputs.len() {
             let wire = &mut self.setup.outputs[i];
@@ -313,7 +345,8 @@ impl Output {
             tally: self.before + counters.tally(),
             late_verdicts: counters.late_verdicts.load(Ordering::Relaxed),
             cameras_up,
-            evidence_lost: counters.evidence_failing.load(Ordering::Relaxed),
+            evidence_lost: counters.archive_failing.load(Ordering::Relaxed)
+                || self.setup.ledger.as_ref().is_some_and(|ledger| ledger.fault().is_some()),
         }
     }
 

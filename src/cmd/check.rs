@@ -1,0 +1,32 @@
+//! `inspectd check`: would this config arm? For people and for `ExecStartPre`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use inspectd::config::Config;
+use inspectd::detector::bundle;
+
+/// Read the config and load its bundles, touch no camera and no PLC.
+#[derive(clap::Args)]
+pub struct Args {
+    #[arg(long, default_value = "config.toml")]
+    config: PathBuf,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let config = Config::read(&args.config)?;
+    for (index, camera) in config.cameras.iter().enumerate() {
+        let folder = config.bundle_of(index);
+        let bundle = bundle::load(folder, config.queue.batch)?;
+        println!(
+            "camera {}: {} from {}, threshold {}, decides within {} ms",
+            camera.name,
+            bundle.card.system,
+            folder.display(),
+            camera.limits.threshold.unwrap_or(bundle.card.threshold.score),
+            camera.deadline.decide_within().as_secs_f64() * 1000.0,
+        );
+    }
+    println!("{} is fine", args.config.display());
+    Ok(())
+}

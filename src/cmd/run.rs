@@ -1,0 +1,322 @@
+//! `inspectd run`: the daemon.
+
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail, ensure};
+use image::GrayImage;
+use inspectd::archive::Archive;
+use inspectd::camera;
+use inspectd::config::{self, Config};
+use inspectd::detector::Detector;
+use inspectd::detector::bundle::{self, Card};
+use inspectd::frame::Image;
+use inspectd::journal;
+use inspectd::ledger::Ledger;
+use inspectd::output::RejectOutput;
+use inspectd::output::log::LogOutput;
+use inspectd::output::modbus::Modbus;
+use inspectd::pipeline::{self, CameraSlot, Parts, Report, Running, Tuning, now};
+use inspectd::telemetry::Watchdog;
+use inspectd::verdict::Limits;
+use log::LevelFilter;
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// How often the main thread looks at signals and stages.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
+/// A stage that has not turned its loop for this long stands still.
+const STALLED_AFTER: Duration = Duration::from_secs(3);
+
+/// Inspect every part until told to stop (SIGTERM) or the last picture is played.
+#[derive(clap::Args)]
+pub struct Args {
+    #[arg(long, default_value = "config.toml")]
+    config: PathBuf,
+}
+
+pub fn run(args: &Args, level: LevelFilter) -> Result<()> {
+    let _journal = journal::start(level)?;
+    abort_on_panic();
+    let signals = Signals::register()?;
+    let config = Config::read(&args.config)?;
+    log::info!(
+        "starting line={} version={} config={}",
+        config.line.name,
+        env!("CARGO_PKG_VERSION"),
+        args.config.display()
+    );
+    let line = Line::assemble(config, Vec::new())?;
+    let report = line.run(&signals, Some(&args.config))?;
+    log::info!(
+        "stopped parts={} accepted={} rejected={} uninspected={} closed={}",
+        report.tally.triggers,
+        report.tally.accepted,
+        report.tally.rejected_total(),
+        report.tally.uninspected(),
+        report.tally.closed()
+    );
+    ensure!(report.tally.closed(), "the counters do not close: {:?}", report.tally);
+    Ok(())
+}
+
+/// What the outside asks of the daemon.
+pub struct Signals {
+    stop: Arc<AtomicBool>,
+    reload: Arc<AtomicBool>,
+}
+
+impl Signals {
+    pub fn register() -> Result<Signals> {
+        let signals = Signals { stop: Arc::default(), reload: Arc::default() };
+        for signal in [SIGTERM, SIGINT] {
+            signal_hook::flag::register(signal, signals.stop.clone())?;
+        }
+        signal_hook::flag::register(SIGHUP, signals.reload.clone())?;
+        Ok(signals)
+    }
+}
+
+/// A panic anywhere must take the whole process down: the heartbeat stops, the PLC rejects, the
+/// service manager restarts. A thread that dies alone would leave parts without verdict.
+pub fn abort_on_panic() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}
+
+/// A line that is loaded, sealed and bound to its wires, not yet triggering.
+pub struct Line {
+    config: Config,
+    cards: Vec<Card>,
+    /// By camera, into `cards`.
+    card_of: Vec<usize>,
+    parts: Parts,
+}
+
+impl Line {
+    /// Loads every bundle (parity seal), binds the wires, opens ledger and archive. `outputs` are
+    /// served besides those of the config.
+    pub fn assemble(config: Config, outputs: Vec<Box<dyn RejectOutput>>) -> Result<Line> {
+        let (cards, mut detectors, card_of) = load_bundles(&config)?;
+        for (camera, &card) in config.cameras.iter().zip(&card_of) {
+            check_timing(camera, detectors[card].as_mut())?;
+        }
+
+        let mut wires: Vec<Box<dyn RejectOutput>> = Vec::new();
+        if let Some(modbus) = &config.output.modbus {
+            let modbus = Modbus::bind(modbus)?;
+            log::info!("wire_up wire=modbus listen={}", modbus.local_addr());
+            wires.push(Box::new(modbus));
+        }
+        wires.extend(outputs);
+        wires.push(Box::new(LogOutput::default()));
+
+        let (ledger, resumed) = Ledger::open(&config.ledger, SystemTime::now())?;
+        log::info!(
+            "ledger_open folder={} epoch={} next_part={} torn_bytes={} interrupted={}",
+            config.ledger.folder.display(),
+            resumed.epoch,
+            resumed.next_part,
+            resumed.torn_bytes,
+            resumed.interrupted.len()
+        );
+        for problem in &resumed.damaged {
+            log::error!("ledger_damaged {problem}");
+        }
+        let archive = config.archive.as_ref().map(Archive::open).transpose()?;
+
+        let tunings = tunings(&config, &cards, &card_of);
+        let cameras = config
+            .cameras
+            .iter()
+            .zip(&card_of)
+            .zip(tunings)
+            .map(|((camera, &detector), tuning)| {
+                let source = camera.source.clone();
+                CameraSlot {
+                    name: camera.name.as_str().into(),
+                    open: Box::new(move || camera::open(&source)),
+                    detector,
+                    tuning,
+                }
+            })
+            .collect();
+        let queue = config.queue.clone();
+        let ledger = Some((ledger, resumed));
+        let parts = Parts { queue, cameras, detectors, outputs: wires, ledger, archive };
+        Ok(Line { config, cards, card_of, parts })
+    }
+
+    /// Runs until a signal or the end of all sources; `reload_from` is re-read on SIGHUP.
+    pub fn run(self, signals: &Signals, reload_from: Option<&Path>) -> Result<Report> {
+        let Line { mut config, cards, card_of, parts } = self;
+        let running = pipeline::start(parts)?;
+        notify(&[NotifyState::Ready]);
+        log::info!("armed line={} cameras={}", config.line.name, config.cameras.len());
+        let mut watchdog = Watchdog::new(running.stages(), now());
+        let fed = sd_notify::watchdog_enabled().is_some();
+        let mut stalled = false;
+        let mut said = String::new();
+        while !signals.stop.load(Ordering::Relaxed) && !running.finished() {
+            thread::sleep(WATCH_EVERY);
+            match watchdog.stalled(STALLED_AFTER, now()) {
+                Some(stage) if !stalled => {
+                    log::error!("stalled stage={stage} limit_s={}", STALLED_AFTER.as_secs());
+                    stalled = true;
+                }
+                Some(_) => {}
+                None => {
+                    stalled = false;
+                    if fed {
+                        notify(&[NotifyState::Watchdog]);
+                    }
+                }
+            }
+            if signals.reload.swap(false, Ordering::Relaxed)
+                && let Some(path) = reload_from
+            {
+                reload(path, &mut config, &cards, &card_of, &running);
+            }
+            let status = status_line(&config, &running);
+            if status != said {
+                notify(&[NotifyState::Status(&status)]);
+                said = status;
+            }
+        }
+        log::info!("stopping line={}", config.line.name);
+        notify(&[NotifyState::Stopping]);
+        running.stop()
+    }
+}
+
+/// One detector per distinct bundle folder, and which one each camera uses.
+fn load_bundles(config: &Config) -> Result<(Vec<Card>, Vec<Box<dyn Detector>>, Vec<usize>)> {
+    let mut folders: Vec<&Path> = Vec::new();
+    let (mut cards, mut detectors, mut card_of) = (Vec::new(), Vec::new(), Vec::new());
+    for index in 0..config.cameras.len() {
+        let folder = config.bundle_of(index);
+        let known = folders.iter().position(|known| *known == folder);
+        card_of.push(match known {
+            Some(known) => known,
+            None => {
+                notify(&[NotifyState::Status(&format!("loading {}", folder.display()))]);
+                let bundle = bundle::load(folder, config.queue.batch)?;
+                log::info!(
+                    "bundle_sealed bundle={} system={} threshold={}",
+                    folder.display(),
+                    bundle.card.system,
+                    bundle.card.threshold.score
+                );
+                folders.push(folder);
+                cards.push(bundle.card);
+                detectors.push(bundle.detector);
+                cards.len() - 1
+            }
+        });
+    }
+    Ok((cards, detectors, card_of))
+}
+
+/// Refuses a deadline that this machine cannot meet even for a single part.
+fn check_timing(camera: &config::Camera, detector: &mut dyn Detector) -> Result<()> {
+    let blank = Image::Gray(GrayImage::from_pixel(256, 256, image::Luma([128])));
+    let mut best = Duration::MAX;
+    // The first goes to warm up; the fastest of three is what the machine can do.
+    for _ in 0..3 {
+        let start = now();
+        detector.detect(&[&blank]).context("inspecting a blank picture to time it")?;
+        best = best.min(now().saturating_duration_since(start));
+    }
+    let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
+    let within = camera.deadline.decide_within();
+    log::info!(
+        "timing camera={} inspect_ms={:.1} decide_within_ms={:.1}",
+        camera.name,
+        ms(best),
+        ms(within)
+    );
+    if best >= within {
+        bail!(
+            "camera \"{}\": one inspection takes {:.1} ms on this machine, but [camera.deadline] \
+             leaves {:.1} ms (travel_ms {} - output_latency_ms {}); every part would be too late",
+            camera.name,
+            ms(best),
+            ms(within),
+            camera.deadline.travel_ms,
+            camera.deadline.output_latency_ms
+        );
+    }
+    Ok(())
+}
+
+fn tunings(config: &Config, cards: &[Card], card_of: &[usize]) -> Vec<Tuning> {
+    let tuning = |(camera, &card): (&config::Camera, &usize)| Tuning {
+        limits: Limits::new(&camera.limits, cards[card].threshold.score, cards[card].threshold.map),
+        decide_within: camera.deadline.decide_within(),
+        output_latency: camera.deadline.output_latency(),
+    };
+    config.cameras.iter().zip(card_of).map(tuning).collect()
+}
+
+/// Takes over limits and deadlines. A file that is wrong changes nothing.
+fn reload(path: &Path, config: &mut Config, cards: &[Card], card_of: &[usize], running: &Running) {
+    let usec = NotifyState::monotonic_usec_now();
+    if let Ok(usec) = usec {
+        notify(&[NotifyState::Reloading, usec]);
+    }
+    match reread(path, config, cards, card_of, running) {
+        Ok(()) => log::info!("reloaded config={}", path.display()),
+        Err(error) => log::error!("reload_failed kept=old reason=\"{error:#}\""),
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+fn reread(
+    path: &Path,
+    config: &mut Config,
+    cards: &[Card],
+    card_of: &[usize],
+    running: &Running,
+) -> Result<()> {
+    let fresh = Config::read(path)?;
+    let key = |camera: &config::Camera| (camera.name.clone(), camera.source.clone());
+    let same = fresh.cameras.iter().map(key).eq(config.cameras.iter().map(key))
+        && (0..fresh.cameras.len()).all(|i| fresh.bundle_of(i) == config.bundle_of(i))
+        && fresh.queue == config.queue;
+    ensure!(
+        same,
+        "cameras, bundles or queues differ from the running line; these need a restart \
+         (limits and deadlines are re-read)"
+    );
+    running.retune(tunings(&fresh, cards, card_of))?;
+    *config = fresh;
+    Ok(())
+}
+
+fn status_line(config: &Config, running: &Running) -> String {
+    let counters = running.counters();
+    let tally = counters.tally();
+    let up = (0..config.cameras.len()).filter(|&camera| counters.camera_up(camera)).count();
+    format!(
+        "{} parts, {} accepted, {} rejected ({} uninspected), {up} of {} cameras up",
+        tally.triggers,
+        tally.accepted,
+        tally.rejected_total(),
+        tally.uninspected(),
+        config.cameras.len()
+    )
+}
+
+/// Tells the service manager, if there is one.
+fn notify(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        log::debug!("notify_failed reason=\"{error}\"");
+    }
+}
