@@ -148,7 +148,7 @@ pub fn render(config: &Config, index: u64) -> (RgbImage, Option<(Kind, GrayImage
                 // The sum of two bytes has a standard deviation of 104.5.
                 let two = f32::from(noise[2 * channel]) + f32::from(noise[2 * channel + 1]);
                 let level = color[channel] * 255.0 + (two - 255.0) * (NOISE / 104.5);
-                level.round().clamp(0.0, 255.0) as u8
+                (level + 0.5) as u8
             };
             image.put_pixel(x, y, Rgb([level(0), level(1), level(2)]));
         }

@@ -6,8 +6,8 @@ use rand::{Rng, RngExt};
 use serde::Deserialize;
 
 use super::part::{
-    BAND, Blob, Color, HOLES, LOGO, LOGO_RADIUS, Part, Point, SINK, TEXT_RADIUS, cover, length,
-    mix, to_stroke,
+    BAND, Blob, CODE, Color, HOLES, LOGO, LOGO_RADIUS, Part, Point, SINK, TEXT_RADIUS, cover,
+    length, mix, to_stroke,
 };
 
 /// The kinds of defects.
@@ -293,6 +293,6 @@ fn on_print(rng: &mut impl Rng) -> Point {
             let radius = (BAND[0] + BAND[1]) / 2.0;
             [radius * angle.cos(), radius * angle.sin()]
         }
-        _ => [0.572 + rng.random_range(-0.06..0.06f32), -0.33 + rng.random_range(-0.06..0.06f32)],
+        _ => CODE.map(|middle| middle + rng.random_range(-0.06..0.06f32)),
     }
 }

@@ -18,8 +18,9 @@ pub struct Part {
     radius_px: f32,
     /// Of the part against the picture.
     turn: Turn,
-    /// Where the light comes from, in the picture.
-    light: f32,
+    /// The direction to the light, in the picture and as the part sees it.
+    light: Point,
+    light_on_part: Point,
     gain: f32,
     /// Fall of the light over one radius.
     slope: Point,
@@ -60,6 +61,8 @@ pub struct Blob {
 pub const HOLES: [Point; 3] = [[0.0, -0.66], [0.5716, 0.33], [-0.5716, 0.33]];
 /// Outer radius of their countersinks.
 pub const SINK: f32 = 0.115;
+/// Middle of the data matrix.
+pub const CODE: Point = [0.545, -0.315];
 pub const LOGO: Point = [-0.572, -0.33];
 pub const LOGO_RADIUS: f32 = 0.13;
 /// The printed ring on the hub, from radius to radius.
@@ -71,14 +74,18 @@ impl Part {
     pub fn draw(width_px: f32, height_px: f32, rng: &mut impl Rng) -> Part {
         let half_px = width_px.min(height_px) / 2.0;
         let mut about = |middle: f32, by: f32| middle + by * rng.random_range(-1.0..1.0f32);
+        let turn = Turn::by(about(0.0, 0.12));
+        let light_from = about(-2.25, 0.06);
+        let light = [light_from.cos(), light_from.sin()];
         Part {
             center_px: [
                 width_px / 2.0 + half_px * about(0.0, 0.025),
                 height_px / 2.0 + half_px * about(0.0, 0.025),
             ],
             radius_px: half_px * about(0.875, 0.008),
-            turn: Turn::by(about(0.0, 0.12)),
-            light: about(-2.25, 0.06),
+            turn,
+            light,
+            light_on_part: turn.back(light),
             gain: about(1.0, 0.05),
             slope: [about(0.0, 0.035), about(-0.02, 0.035)],
             highlight: about(0.22, 0.03),
@@ -114,7 +121,7 @@ impl Part {
 
     /// The direction to the light, as the part sees it.
     pub fn light(&self) -> Point {
-        self.turn.back([self.light.cos(), self.light.sin()])
+        self.light_on_part
     }
 
     /// What the camera sees at a point of the picture, before noise.
@@ -140,11 +147,12 @@ impl Part {
 
     fn belt(&self, [x, y]: Point, point: Point) -> Color {
         let [u, v] = [x * self.pixel() + self.belt_shift[0], y * self.pixel() + self.belt_shift[1]];
-        let weave = (TAU * 13.0 * (u + v)).sin() * (TAU * 13.0 * (u - v)).sin();
-        let grain = self.noise(u * 45.0, v * 45.0, 0) + 0.6 * self.noise(u * 9.0, v * 9.0, 0);
+        let weave = wave(26.0 * u) * wave(26.0 * v);
+        let grain =
+            self.noise(u * 45.0, v * 45.0, ENDLESS) + 0.6 * self.noise(u * 9.0, v * 9.0, ENDLESS);
         let [lx, ly] = self.light();
         let from_shadow = length([point[0] + 0.06 * lx, point[1] + 0.06 * ly]) - 0.98;
-        let shadow = 0.5 * (-(from_shadow.max(0.0) / 0.07).powi(2)).exp();
+        let shadow = 0.5 * (1.0 - from_shadow.max(0.0) / 0.15).max(0.0).powi(2);
         let value = (0.165 + 0.016 * weave + 0.014 * grain) * (1.0 - shadow);
         [value * 0.92, value, value * 1.02]
     }
@@ -152,35 +160,40 @@ impl Part {
     fn metal(&self, point: Point, radius: f32) -> Color {
         let pixel = self.pixel();
         let [x, y] = self.turn.forth(point);
-        let around = y.atan2(x);
         // Turned grooves mirror the lamp in two lobes along its direction.
-        let lobe = (around - self.light).cos();
+        let lobe = (x * self.light[0] + y * self.light[1]) / radius.max(pixel);
         let facing = |lobe: f32| 0.50 + 0.22 * lobe;
-        let turns = around / TAU + 0.5;
-        let grooves = 0.6 * self.noise(radius * 105.0, turns * 7.0, 7)
-            + 0.4 * self.noise(radius * 130.0 + 300.0, turns * 31.0, 31);
-        let face = (0.47 + self.highlight * lobe.powi(6) + 0.03 * lobe)
-            * (1.0 + self.groove_depth * grooves);
-        let hub = 0.52 + 0.05 * lobe + 0.03 * self.noise(x * 70.0, y * 70.0, 0);
-
-        let mut value = face;
-        // From the outside in; each line replaces what lies inside its border.
-        value = blend(facing(lobe) + 0.02 * grooves, value, cover(radius - 0.945, pixel));
-        value *= 1.0 - 0.5 * band(radius, [0.895, 0.913], pixel);
-        value = blend(value, facing(-lobe), cover(radius - 0.425, pixel));
-        value = blend(value, hub, cover(radius - 0.4, pixel));
-        value = blend(value, facing(-lobe), cover(radius - 0.2, pixel));
-        value =
-            blend(value, 0.10 + 0.05 * (1.0 - lobe) * radius / 0.17, cover(radius - 0.17, pixel));
+        let face = || {
+            let turns = y.atan2(x) / TAU + 0.5;
+            let grooves = 0.6 * self.noise(radius * 105.0, turns * 8.0, 8)
+                + 0.4 * self.noise(radius * 130.0 + 300.0, turns * 32.0, 32);
+            let turned = (0.47 + self.highlight * lobe.powi(6) + 0.03 * lobe)
+                * (1.0 + self.groove_depth * grooves);
+            let chamfer = facing(lobe) + 0.02 * grooves;
+            let value = blend(chamfer, turned, cover(radius - 0.945, pixel));
+            value * (1.0 - 0.5 * band(radius, [0.895, 0.913], pixel))
+        };
+        let hub = || {
+            let blasted = 0.52 + 0.05 * lobe + 0.03 * self.noise(x * 70.0, y * 70.0, ENDLESS);
+            let value = blend(facing(-lobe), blasted, cover(radius - 0.4, pixel));
+            let value = blend(value, facing(-lobe), cover(radius - 0.2, pixel));
+            let bore = 0.10 + 0.05 * (1.0 - lobe) * radius / 0.17;
+            blend(value, bore, cover(radius - 0.17, pixel))
+        };
+        let value = match cover(radius - 0.425, pixel) {
+            0.0 => face(),
+            1.0 => hub(),
+            share => blend(face(), hub(), share),
+        };
         let mut color = [value * (1.0 + self.tint), value, value * (1.025 - self.tint)];
 
         color = self.print(color, point, radius);
         for (number, hole) in HOLES.iter().enumerate() {
             let [hx, hy] = [point[0] - hole[0], point[1] - hole[1]];
-            let depth = length([hx, hy]);
-            if depth > SINK + pixel || self.missing_hole == Some(number) {
+            if hx.abs().max(hy.abs()) > SINK + pixel || self.missing_hole == Some(number) {
                 continue;
             }
+            let depth = length([hx, hy]);
             let [lx, ly] = self.light();
             let wall = -(hx * lx + hy * ly) / depth.max(pixel);
             color = mix(color, [facing(wall) * 0.96; 3], cover(depth - SINK, pixel));
@@ -190,7 +203,7 @@ impl Part {
         if let Some(bite) = &self.bite {
             // The fracture is rough and bright.
             let rim = cover(bite.distance(point) - 0.022, pixel);
-            let rough = 0.66 + 0.10 * self.noise(x * 60.0, y * 60.0, 0);
+            let rough = 0.66 + 0.10 * self.noise(x * 60.0, y * 60.0, ENDLESS);
             color = mix(color, [rough; 3], 0.9 * rim);
         }
         color
@@ -204,35 +217,43 @@ impl Part {
             takes *= 1.0 - cover(bare.distance(point), 2.0 * pixel);
         }
         let ink = |below: Color, ink: Color, how_much: f32| {
+            if how_much == 0.0 {
+                return below;
+            }
             // Metal shines through: the ink is a little brighter where the metal is.
             let wet = ink.map(|value| value * (0.75 + 0.5 * below[1]));
             mix(below, wet, how_much * takes)
         };
+        let printed = length(point);
         // Angle from the foot of the part, to the right.
-        let angle = point[0].atan2(point[1]);
+        let angle = || point[0].atan2(point[1]);
         let mut color = metal;
         if radius < 0.42 {
-            let gap = cover(0.06 - (angle.rem_euclid(TAU / 3.0) - PI / 3.0).abs() * 0.3, pixel);
-            color = ink(color, self.inks.band, band(length(point), BAND, pixel) * gap);
-        } else {
-            color = ink(color, self.inks.text, scale(angle, length(point), pixel));
-            color = ink(color, self.inks.text, text(angle, length(point), pixel));
-            color = ink(color, self.inks.text, code(point, pixel));
-            let (disc, check) = logo(point, pixel);
-            color = ink(color, self.inks.logo, disc);
-            color = ink(color, [0.86; 3], check);
+            let ring = band(printed, BAND, pixel);
+            if ring > 0.0 {
+                let from_gap = (angle().rem_euclid(TAU / 3.0) - PI / 3.0).abs() * printed;
+                color = ink(color, self.inks.band, ring * cover(0.06 - from_gap, pixel));
+            }
+            return color;
         }
+        if (0.62..0.9).contains(&printed) {
+            let angle = angle();
+            let lines = scale(angle, printed, pixel).max(text(angle, printed, pixel));
+            color = ink(color, self.inks.text, lines);
+        }
+        color = ink(color, self.inks.text, code(point, pixel));
+        let (disc, check) = logo(point, pixel);
+        color = ink(color, self.inks.logo, disc);
+        color = ink(color, [0.86; 3], check);
         color
     }
 
-    /// Value noise from -1 to 1; `wrap` is the period of `v`, 0 for none.
-    fn noise(&self, u: f32, v: f32, wrap: i32) -> f32 {
-        let (u0, v0) = (u.floor(), v.floor());
-        let (fu, fv) = (u - u0, v - v0);
+    /// Value noise from -1 to 1; `v` returns to its beginning after `period`, a power of two.
+    fn noise(&self, u: f32, v: f32, period: i32) -> f32 {
+        let (i, j) = (floor(u), floor(v));
+        let (fu, fv) = (u - i as f32, v - j as f32);
         let (fu, fv) = (fu * fu * (3.0 - 2.0 * fu), fv * fv * (3.0 - 2.0 * fv));
-        let (i, j) = (u0 as i32, v0 as i32);
-        let (j, k) =
-            if wrap > 0 { (j.rem_euclid(wrap), (j + 1).rem_euclid(wrap)) } else { (j, j + 1) };
+        let (j, k) = (j & (period - 1), (j + 1) & (period - 1));
         let corner = |i: i32, j: i32| {
             let mut h = (i as u32).wrapping_mul(0x9e37_79b1) ^ (j as u32).wrapping_mul(0x85eb_ca77);
             h = (h ^ self.grain ^ (h >> 15)).wrapping_mul(0x2c1b_3c6d);
@@ -288,6 +309,22 @@ pub fn to_stroke([x, y]: Point, [[ax, ay], [bx, by]]: [Point; 2]) -> f32 {
     length([x - ax - along * sx, y - ay - along * sy])
 }
 
+/// A period of noise beyond any part.
+const ENDLESS: i32 = 1 << 30;
+
+/// The whole number below; `f32::floor` is a call into the C library on plain x86-64.
+fn floor(value: f32) -> i32 {
+    let whole = value as i32;
+    whole - i32::from(value < whole as f32)
+}
+
+/// A wave of period 1 from -1 to 1.
+fn wave(t: f32) -> f32 {
+    let t = 4.0 * (t - floor(t) as f32 - 0.5).abs() - 1.0;
+    // A triangle with its tips rounded, near enough a sine.
+    t * (1.5 - 0.5 * t * t)
+}
+
 fn blend(below: f32, above: f32, share: f32) -> f32 {
     below + (above - below) * share
 }
@@ -301,9 +338,9 @@ fn scale(angle: f32, radius: f32, pixel: f32) -> f32 {
     if !(0.78..0.9).contains(&radius) {
         return 0.0;
     }
-    let mark = (angle / (TAU / 60.0)).round();
-    let long = mark.rem_euclid(5.0) == 0.0;
-    let aside = (angle - mark * (TAU / 60.0)).abs() * radius;
+    let mark = floor(angle / (TAU / 60.0) + 0.5);
+    let long = mark % 5 == 0;
+    let aside = (angle - mark as f32 * (TAU / 60.0)).abs() * radius;
     let (inner, half_width) = if long { (0.80, 0.009) } else { (0.835, 0.005) };
     cover(aside - half_width, pixel) * band(radius, [inner, 0.875], pixel)
 }
@@ -314,7 +351,7 @@ fn text(angle: f32, radius: f32, pixel: f32) -> f32 {
     const PITCH: f32 = 0.112;
     // Strokes on a grid of 4 by 6, y down.
     const LETTERS: [&[[f32; 4]]; 8] = [
-        &[[2., 0., 2., 6.]],
+        &[[3., 0., 3., 6.]],
         &[[0., 6., 0., 0.], [0., 0., 4., 6.], [4., 6., 4., 0.]],
         &[[4., 0., 0., 0.], [0., 0., 0., 3.], [0., 3., 4., 3.], [4., 3., 4., 6.], [4., 6., 0., 6.]],
         &[[0., 6., 0., 0.], [0., 0., 4., 0.], [4., 0., 4., 3.], [4., 3., 0., 3.]],
@@ -349,7 +386,7 @@ fn text(angle: f32, radius: f32, pixel: f32) -> f32 {
 
 /// A data matrix of 10 by 10 modules, always the same: the lot.
 fn code([x, y]: Point, pixel: f32) -> f32 {
-    const MODULE: f32 = 0.0235;
+    const MODULE: f32 = 0.0225;
     const ROWS: [u16; 10] = [
         0b10_1010_1010,
         0b11_0110_0101,
@@ -362,7 +399,7 @@ fn code([x, y]: Point, pixel: f32) -> f32 {
         0b10_1001_1100,
         0b11_1111_1111,
     ];
-    let [u, v] = [(x - 0.572) / MODULE + 5.0, (y + 0.33) / MODULE + 5.0];
+    let [u, v] = [(x - CODE[0]) / MODULE + 5.0, (y - CODE[1]) / MODULE + 5.0];
     if !(-1.0..11.0).contains(&u) || !(-1.0..11.0).contains(&v) {
         return 0.0;
     }
@@ -372,10 +409,9 @@ fn code([x, y]: Point, pixel: f32) -> f32 {
     };
     // Borders between modules are blended over a pixel and a half.
     let soft = 1.5 * pixel / MODULE;
-    let (row, column) = ((v - 0.5).floor(), (u - 0.5).floor());
+    let (row, column) = (floor(v - 0.5), floor(u - 0.5));
     let share = |from: f32| ((from - 0.5) / soft + 0.5).clamp(0.0, 1.0);
-    let (right, below) = (share(u - 0.5 - column), share(v - 0.5 - row));
-    let (row, column) = (row as i32, column as i32);
+    let (right, below) = (share(u - 0.5 - column as f32), share(v - 0.5 - row as f32));
     blend(
         blend(dark(row, column), dark(row, column + 1), right),
         blend(dark(row + 1, column), dark(row + 1, column + 1), right),
