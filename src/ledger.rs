@@ -181,6 +181,19 @@ impl Ledger {
         Ok(())
     }
 
+    /// Records that the PLC was told `record`'s reject though the part's record says accept: the
+    /// disk stood still in between until the part had passed.
+    pub fn withdraw(&mut self, record: &Record) -> Result<()> {
+        let entry = Entry::Withdrawn(*record);
+        let mut after = self.taken.clone();
+        if let Err(why) = after.apply(&entry) {
+            bail!("ledger {}: {why}", self.folder.display());
+        }
+        self.take(entry);
+        let _kept = self.flush();
+        Ok(())
+    }
+
     /// Tries to write what the disk did not take so far. For the line's heartbeat, so that the
     /// ledger recovers without a part coming by.
     pub fn flush(&mut self) -> Result<()> {

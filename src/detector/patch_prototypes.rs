@@ -204,13 +204,11 @@ impl PatchPrototypes {
     }
 
     /// What a bundle keeps, to be read by [`PatchPrototypes::from_bundle`].
-    pub fn tensors(
-        &self,
-        backbone: &BTreeMap<String, Tensor>,
-    ) -> Result<BTreeMap<String, Tensor>> {
+    pub fn tensors(&self, backbone: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
         let shape = (self.bank.len(), self.bank.dims());
         let rows = Tensor::from_slice(self.bank.rows(), shape, &Device::Cpu)?;
-        let named = backbone.iter().map(|(name, tensor)| (format!("{BACKBONE}{name}"), tensor.clone()));
+        let named =
+            backbone.iter().map(|(name, tensor)| (format!("{BACKBONE}{name}"), tensor.clone()));
         Ok(named.chain([("prototypes".to_owned(), rows)]).collect())
     }
 

@@ -43,18 +43,26 @@ pub struct Contents {
     pub problems: Vec<Problem>,
 }
 
-/// Every record of the ledger in `folder`, in order of writing. An error where the ledger is
-/// damaged; a half-written last record is none.
+/// Every record of the ledger in `folder`, one a part, in order of writing; a withdrawn accept as
+/// the reject that it became. An error where the ledger is damaged; a half-written last record is
+/// none.
 pub fn read(folder: &Path) -> Result<Vec<Record>> {
-    let mut records = Vec::new();
-    let contents = read_with(folder, |record| records.push(*record))?;
+    let mut records: Vec<Record> = Vec::new();
+    let contents = read_with(folder, |record| {
+        // Withdrawn within milliseconds, so the first record is among the last.
+        match records.iter_mut().rev().take(64).find(|known| known.part == record.part) {
+            Some(known) => *known = *record,
+            None => records.push(*record),
+        }
+    })?;
     match contents.problems.first() {
         Some(problem) => bail!("{problem}"),
         None => Ok(records),
     }
 }
 
-/// Gives every readable record to `visit`, in order of writing, and says what is not readable.
+/// Gives every readable record to `visit`, in order of writing, and says what is not readable. A
+/// part comes twice where its accept was withdrawn; the later record counts.
 pub fn read_with(folder: &Path, mut visit: impl FnMut(&Record)) -> Result<Contents> {
     let mut segments = segments(folder)?;
     if segments.is_empty() {
@@ -84,7 +92,7 @@ pub fn read_with(folder: &Path, mut visit: impl FnMut(&Record)) -> Result<Conten
             }
         };
         let scan = segment.scan(&bytes, before.as_ref(), |entry| {
-            if let Entry::Part(record) = entry {
+            if let Entry::Part(record) | Entry::Withdrawn(record) = entry {
                 visit(record);
             }
         })?;

@@ -30,6 +30,7 @@ const KIND_PART: u8 = 1;
 const KIND_START: u8 = 2;
 const KIND_STOP: u8 = 3;
 const KIND_OPEN: u8 = 4;
+const KIND_WITHDRAWN: u8 = 5;
 
 const HAS_SCORE: u8 = 1;
 const HAS_THRESHOLD: u8 = 2;
@@ -39,6 +40,9 @@ const HAS_REGION: u8 = 4;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Entry {
     Part(Record),
+    /// The part's record said accept and the PLC was told reject, with this record's cause: the
+    /// disk stood still until the part had passed.
+    Withdrawn(Record),
     /// The ledger was opened. Ids up to `issued` are never given out again.
     Start {
         epoch: u32,
@@ -90,6 +94,14 @@ impl State {
 
     pub fn apply(&mut self, entry: &Entry) -> Result<(), String> {
         match entry {
+            Entry::Withdrawn(record) => {
+                let part = record.part.0;
+                if part > self.issued || self.open.contains(&part) || self.tally.accepted == 0 {
+                    return Err(format!("part {part} has no accept that could be withdrawn"));
+                }
+                self.tally.accepted -= 1;
+                self.tally.count(record.verdict);
+            }
             Entry::Part(record) => {
                 if let Some(why) = self.refuses(record) {
                     return Err(why);
@@ -197,7 +209,11 @@ pub(super) fn encode(entry: &Entry, number: u64) -> [u8; ENTRY_BYTES] {
     let mut bytes = [0; ENTRY_BYTES];
     let mut at = Writer { bytes: &mut bytes, at: 0 };
     match entry {
-        Entry::Part(record) => {
+        Entry::Part(record) | Entry::Withdrawn(record) => {
+            let kind = match entry {
+                Entry::Part(_) => KIND_PART,
+                _ => KIND_WITHDRAWN,
+            };
             let (verdict, cause) = match record.verdict {
                 Verdict::Accept => (1, 0),
                 Verdict::Reject(cause) => (2, cause.code()),
@@ -206,7 +222,7 @@ pub(super) fn encode(entry: &Entry, number: u64) -> [u8; ENTRY_BYTES] {
             has |= if record.score.is_some() { HAS_SCORE } else { 0 };
             has |= if record.threshold.is_some() { HAS_THRESHOLD } else { 0 };
             has |= if record.region.is_some() { HAS_REGION } else { 0 };
-            at.put(&[KIND_PART, verdict, cause, has]);
+            at.put(&[kind, verdict, cause, has]);
             at.put(&record.frame.camera.to_le_bytes());
             at.put(&[0; 2]);
             at.put(&record.part.0.to_le_bytes());
@@ -257,7 +273,7 @@ pub(super) fn decode(bytes: &[u8; ENTRY_BYTES]) -> Option<(Entry, u64)> {
     let mut at = Reader { bytes, at: 0 };
     let [kind, verdict, cause, has] = at.take();
     let entry = match kind {
-        KIND_PART => {
+        KIND_PART | KIND_WITHDRAWN => {
             let verdict = match verdict {
                 1 => Verdict::Accept,
                 2 => Verdict::Reject(Cause::from_code(cause)?),
@@ -271,7 +287,7 @@ pub(super) fn decode(bytes: &[u8; ENTRY_BYTES]) -> Option<(Entry, u64)> {
             let latency_us = at.u32();
             let (score, threshold) = (at.f32(), at.f32());
             let (x, y, width, height) = (at.u32(), at.u32(), at.u32(), at.u32());
-            Entry::Part(Record {
+            let record = Record {
                 part,
                 issued,
                 frame,
@@ -281,7 +297,8 @@ pub(super) fn decode(bytes: &[u8; ENTRY_BYTES]) -> Option<(Entry, u64)> {
                 region: (has & HAS_REGION != 0).then_some(Region { x, y, width, height }),
                 triggered_at,
                 latency_us,
-            })
+            };
+            if kind == KIND_PART { Entry::Part(record) } else { Entry::Withdrawn(record) }
         }
         KIND_START => {
             let epoch = at.u32();

@@ -370,3 +370,21 @@ fn max_gib_below_four_segments_is_refused() {
     }
     Config { folder, max_gib: 0.0625 }.check().unwrap();
 }
+
+#[test]
+fn a_withdrawn_accept_counts_as_the_reject_that_it_became() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut ledger, _) = open(folder.path());
+    (1..=3).for_each(|part| ledger.append(&accept(part)).unwrap());
+    let late = record(2, 3, Verdict::Reject(Cause::TooLate));
+    ledger.withdraw(&late).unwrap();
+    // Only a recorded accept can be withdrawn.
+    ledger.withdraw(&record(4, 4, Verdict::Reject(Cause::TooLate))).unwrap_err();
+    drop(ledger);
+    assert_eq!(ids(folder.path()), [1, 2, 3]);
+    assert_eq!(read(folder.path()).unwrap()[1], late);
+    let (_ledger, resumed) = open(folder.path());
+    assert_eq!((resumed.tally.triggers, resumed.tally.accepted), (3, 2));
+    assert_eq!(resumed.tally.rejected_for(Cause::TooLate), 1);
+    assert!(resumed.interrupted.is_empty());
+}

@@ -232,12 +232,12 @@ impl Output {
             outcome.image = Some(Archive::picture_path(&outcome));
         }
 
-        self.record(&outcome);
+        self.record(&outcome, Ledger::append);
         // A disk that stood still must not turn into an accept after the part has passed.
         if outcome.verdict == Verdict::Accept && now() >= eject_at {
             outcome.verdict = Verdict::Reject(Cause::TooLate);
             outcome.reason = Some("the ledger's disk stood still past the ejector".into());
-            self.record(&outcome);
+            self.record(&outcome, Ledger::withdraw);
         }
         for i in 0..self.setup.outputs.len() {
             let wire = &mut self.setup.outputs[i];
@@ -261,10 +261,14 @@ impl Output {
         }
     }
 
-    fn record(&mut self, outcome: &Outcome) {
+    fn record(
+        &mut self,
+        outcome: &Outcome,
+        write: impl FnOnce(&mut Ledger, &Record) -> anyhow::Result<()>,
+    ) {
         let issued = PartId(self.setup.counters.issued());
         let Some(ledger) = &mut self.setup.ledger else { return };
-        if let Err(error) = ledger.append(&Record::of(outcome, issued))
+        if let Err(error) = write(ledger, &Record::of(outcome, issued))
             && let Some(times) = self.trouble.admit("record".into(), now())
         {
             log::error!("ledger_record_lost times={times} reason=\"{error:#}\"");
