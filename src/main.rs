@@ -19,5 +19,6 @@ enum Command {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    match args.command {}
+    match args.command {
+    }
 }
