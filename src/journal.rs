@@ -7,7 +7,6 @@
 //! [`start`] is for the daemon, [`start_direct`] for commands that end soon, [`Repeats`] for
 //! whatever may go wrong once per part.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -15,11 +14,15 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+
+mod repeats;
+
+pub use repeats::Repeats;
 
 /// Lines that may wait for the writer. When it is full the newest line is dropped and counted.
 const QUEUE_LINES: usize = 4096;
@@ -75,61 +78,6 @@ pub fn level(flag: Option<&str>, env: Option<&str>) -> Result<LevelFilter> {
         bail!("{source} = {word:?} is none of off, error, warn, info, debug, trace");
     };
     Ok(level)
-}
-
-/// Counts repeats of the same trouble instead of repeating its line.
-///
-/// The first occurrence of a key is logged, then at most one line per interval with the number of
-/// occurrences since the line before.
-#[derive(Debug)]
-pub struct Repeats<K> {
-    interval: Duration,
-    seen: BTreeMap<K, Seen>,
-}
-
-#[derive(Debug)]
-struct Seen {
-    logged_at: Instant,
-    unlogged: u64,
-}
-
-impl<K: Ord + Clone> Repeats<K> {
-    pub fn new(interval: Duration) -> Repeats<K> {
-        Repeats { interval, seen: BTreeMap::new() }
-    }
-
-    /// `Some(n)`: log it now; `n` occurrences, this one included, since the last line.
-    /// `None`: it is counted, stay quiet.
-    pub fn admit(&mut self, key: K, now: Instant) -> Option<u64> {
-        let Some(seen) = self.seen.get_mut(&key) else {
-            self.seen.insert(key, Seen { logged_at: now, unlogged: 0 });
-            return Some(1);
-        };
-        seen.unlogged += 1;
-        if now.saturating_duration_since(seen.logged_at) < self.interval {
-            return None;
-        }
-        seen.logged_at = now;
-        Some(std::mem::take(&mut seen.unlogged))
-    }
-
-    /// What was counted, stayed quiet for an interval and then stopped happening: to be logged
-    /// now. Called now and then (the minute's summary); keys without news are forgotten.
-    pub fn overdue(&mut self, now: Instant) -> Vec<(K, u64)> {
-        let mut due = Vec::new();
-        self.seen.retain(|key, seen| {
-            if now.saturating_duration_since(seen.logged_at) < self.interval {
-                return true;
-            }
-            if seen.unlogged == 0 {
-                return false;
-            }
-            due.push((key.clone(), std::mem::take(&mut seen.unlogged)));
-            seen.logged_at = now;
-            true
-        });
-        due
-    }
 }
 
 struct Journal {
@@ -531,24 +479,5 @@ mod tests {
             error,
             "INSPECTD_LOG = \"loud\" is none of off, error, warn, info, debug, trace"
         );
-    }
-
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "any instant will do as the beginning")]
-    fn repeats_are_counted_not_repeated() {
-        let start = Instant::now();
-        let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let mut repeats = Repeats::new(Duration::from_secs(10));
-        assert_eq!(repeats.admit("disk", at(0)), Some(1));
-        assert_eq!(repeats.admit("disk", at(1)), None);
-        assert_eq!(repeats.admit("camera", at(1)), Some(1), "another trouble is news");
-        assert_eq!(repeats.admit("disk", at(9)), None);
-        assert_eq!(repeats.admit("disk", at(10)), Some(3), "two quiet ones and this one");
-        assert_eq!(repeats.admit("disk", at(11)), None);
-        assert_eq!(repeats.overdue(at(12)), [], "within the interval");
-        assert_eq!(repeats.overdue(at(20)), [("disk", 1)]);
-        assert_eq!(repeats.overdue(at(29)), []);
-        assert_eq!(repeats.overdue(at(30)), []);
-        assert_eq!(repeats.admit("disk", at(31)), Some(1), "forgotten, so it is news again");
     }
 }
