@@ -1,1 +1,3 @@
 //! One file a subcommand: its `Args` and `run`.
+
+pub mod eval;

@@ -1,5 +1,7 @@
 //! The `inspectd` command.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -15,9 +17,12 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     // one line a file in cmd/
+    Eval(cmd::eval::Args),
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    match args.command {}
+    match args.command {
+        Command::Eval(args) => cmd::eval::run(&args),
+    }
 }
