@@ -5,3 +5,4 @@ pub mod demo;
 pub mod ledger;
 pub mod run;
 pub mod teach;
+pub mod eval;

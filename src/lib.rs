@@ -6,6 +6,7 @@
 //! layers from [`nn`] and arithmetic from [`ops`], [`verdict`] decides, [`tracker`] keeps the
 //! deadlines, [`output`] tells the PLC, [`ledger`] records, [`archive`] keeps evidence and
 //! [`telemetry`] counts. The workshop ([`dataset`], [`metrics`], [`calibrate`], [`teach`]) makes and judges
+//! [`telemetry`] counts. The workshop ([`dataset`], [`metrics`], [`calibrate`], [`eval`]) makes and judges
 //! models; nothing above it uses it.
 
 pub mod archive;
@@ -26,6 +27,7 @@ pub mod verdict;
 
 pub mod calibrate;
 pub mod dataset;
+pub mod eval;
 pub mod metrics;
 pub mod teach;
 

@@ -24,6 +24,7 @@ struct Args {
 enum Command {
     Check(cmd::check::Args),
     Demo(cmd::demo::Args),
+    Eval(cmd::eval::Args),
     Ledger(cmd::ledger::Args),
     Run(cmd::run::Args),
     /// Make a bundle from pictures of good parts
@@ -45,6 +46,7 @@ fn run(args: Args) -> Result<ExitCode> {
         journal::start_direct(level)?;
     }
     match args.command {
+        Command::Eval(args) => return cmd::eval::run(&args),
         Command::Ledger(args) => return cmd::ledger::run(&args),
         Command::Check(args) => cmd::check::run(&args),
         Command::Demo(args) => cmd::demo::run(&args, level),

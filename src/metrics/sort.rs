@@ -33,7 +33,7 @@ pub fn sort_by_key<T: Copy>(items: &mut Vec<T>, key: impl Fn(&T) -> u32) {
     let mut target = items.clone();
     for (pass, counts) in counts.iter_mut().enumerate() {
         // All in one bucket: this digit orders nothing.
-        if counts.iter().any(|&count| count == items.len()) {
+        if counts.contains(&items.len()) {
             continue;
         }
         let mut start = 0;
