@@ -2,7 +2,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod eval;
 pub mod ledger;
 pub mod run;
 pub mod teach;
-pub mod eval;

@@ -5,8 +5,8 @@
 //! what crosses the rooms, [`pipeline`] owns the threads and queues, [`detector`] scores it with
 //! layers from [`nn`] and arithmetic from [`ops`], [`verdict`] decides, [`tracker`] keeps the
 //! deadlines, [`output`] tells the PLC, [`ledger`] records, [`archive`] keeps evidence and
-//! [`telemetry`] counts. The workshop ([`dataset`], [`metrics`], [`calibrate`], [`teach`]) makes and judges
-//! [`telemetry`] counts. The workshop ([`dataset`], [`metrics`], [`calibrate`], [`eval`]) makes and judges
+//! [`telemetry`] counts. The workshop ([`dataset`], [`metrics`], [`calibrate`], [`teach`],
+//! [`mod@eval`]) makes and judges
 //! models; nothing above it uses it.
 
 pub mod archive;
