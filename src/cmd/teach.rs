@@ -118,7 +118,11 @@ pub fn run(args: &Args) -> Result<()> {
         seconds,
         peak_rss_mib: peak_rss_mib()?,
     };
-    println!("wrote {} in {seconds:.1} s, peak memory {:.0} MiB", out.display(), figures.peak_rss_mib);
+    println!(
+        "wrote {} in {seconds:.1} s, peak memory {:.0} MiB",
+        out.display(),
+        figures.peak_rss_mib
+    );
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&figures)? + "\n";
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
@@ -158,7 +162,12 @@ fn tell(taught: &Taught) {
         "{} prototypes of {} patches ({} pictures)",
         prototypes.count, prototypes.patches, training_data.taught
     );
-    println!("threshold {:.4} (map {:.4}): {}", threshold.score, threshold.map, promise(calibration));
+    println!(
+        "threshold {:.4} (map {:.4}): {}",
+        threshold.score,
+        threshold.map,
+        promise(calibration)
+    );
     if taught.blot_score < threshold.score {
         println!(
             "WARNING: a good part with a blot on it scores {:.4}, below the threshold: this model \

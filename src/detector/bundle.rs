@@ -175,8 +175,7 @@ fn read_file(folder: &Path, card: &Card, name: &str) -> Result<Vec<u8>> {
 fn read_tensors(folder: &Path, card: &Card, name: &str) -> Result<BTreeMap<String, Tensor>> {
     let bytes = read_file(folder, card, name)?;
     let what = || folder.join(name).display().to_string();
-    let tensors =
-        candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).with_context(what)?;
+    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).with_context(what)?;
     for (name, tensor) in &tensors {
         // one NaN or infinity anywhere makes the sum of magnitudes one
         let magnitude = tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?;
