@@ -323,3 +323,189 @@ fn first_largest(values: &[f32]) -> usize {
 fn l2(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt()
 }
+
+#[cfg(test)]
+mod tests {
+    use image::{GrayImage, Luma};
+    use rand::{Rng, RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// Levels that are block means of the picture: 1, 2 and 3 channels, strides 4, 8 and 16.
+    struct BlockMeans {
+        spoilt: bool,
+    }
+
+    impl Backbone for BlockMeans {
+        fn levels(&self, xs: &Tensor) -> Result<Vec<Tensor>> {
+            [(1, 4), (2, 8), (3, 16)]
+                .map(|(channels, stride)| {
+                    let level = xs.avg_pool2d(stride)?.narrow(1, 0, channels)?;
+                    let scale = if self.spoilt { f64::NAN } else { stride as f64 };
+                    Ok((level * scale)?)
+                })
+                .into_iter()
+                .collect()
+        }
+
+        fn channels(&self) -> &[usize] {
+            &[1, 2, 3]
+        }
+
+        fn sha256(&self) -> &str {
+            ""
+        }
+    }
+
+    const INPUT: Input = Input { width: 96, height: 64 };
+
+    fn noise(seed: u64) -> Image {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        Image::Gray(GrayImage::from_fn(96, 64, |_, _| Luma([(rng.next_u32() >> 24) as u8])))
+    }
+
+    fn detector(spoilt: bool) -> PatchPrototypes {
+        let features = PatchFeatures::new(INPUT, Box::new(BlockMeans { spoilt })).unwrap();
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let prototypes = (0..40 * 5).map(|_| rng.random::<f32>() * 8.0 - 4.0).collect();
+        PatchPrototypes::new(features, prototypes).unwrap()
+    }
+
+    /// A plane of a level averaged over 3 × 3, the border filled with zeros and counted.
+    fn averaged(plane: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (h, w) = (plane.len() as i64, plane[0].len() as i64);
+        let at = |y: i64, x: i64| {
+            if (0..h).contains(&y) && (0..w).contains(&x) {
+                plane[y as usize][x as usize]
+            } else {
+                0.0
+            }
+        };
+        let mean = |y: i64, x: i64| {
+            (-1..=1)
+                .flat_map(|dy| (-1..=1).map(move |dx| (dy, dx)))
+                .map(|(dy, dx)| at(y + dy, x + dx))
+                .sum::<f64>()
+                / 9.0
+        };
+        (0..h).map(|y| (0..w).map(|x| mean(y, x)).collect()).collect()
+    }
+
+    /// Twice the size, pixel centres aligned, edges held.
+    fn doubled(plane: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let line = |values: &[f64]| -> Vec<f64> {
+            let last = values.len() as i64 - 1;
+            (0..2 * values.len() as i64)
+                .map(|o| {
+                    let (near, far) =
+                        (o / 2, (o / 2 + if o % 2 == 0 { -1 } else { 1 }).clamp(0, last));
+                    0.75 * values[near as usize] + 0.25 * values[far as usize]
+                })
+                .collect()
+        };
+        let wide: Vec<Vec<f64>> = plane.iter().map(|row| line(row)).collect();
+        let columns =
+            (0..wide[0].len()).map(|x| line(&wide.iter().map(|row| row[x]).collect::<Vec<_>>()));
+        let columns: Vec<Vec<f64>> = columns.collect();
+        (0..columns[0].len()).map(|y| columns.iter().map(|column| column[y]).collect()).collect()
+    }
+
+    /// Patch features of one picture by plain loops in f64.
+    fn plain_features(image: &Image) -> Vec<Vec<f64>> {
+        let xs = INPUT.tensor(&[image], &Device::Cpu).unwrap();
+        let xs = xs.squeeze(0).unwrap().to_vec3::<f32>().unwrap();
+        let block_mean = |channel: usize, stride: usize| -> Vec<Vec<f64>> {
+            let mean = |y: usize, x: usize| {
+                let rows = &xs[channel][y * stride..(y + 1) * stride];
+                let sum: f64 = rows
+                    .iter()
+                    .flat_map(|row| &row[x * stride..(x + 1) * stride])
+                    .map(|v| f64::from(*v))
+                    .sum();
+                sum / (stride * stride) as f64 * stride as f64
+            };
+            (0..64 / stride).map(|y| (0..96 / stride).map(|x| mean(y, x)).collect()).collect()
+        };
+        let mut planes: Vec<_> = (0..2).map(|c| averaged(&block_mean(c, 8))).collect();
+        planes.extend((0..3).map(|c| doubled(&averaged(&block_mean(c, 16)))));
+        (0..8 * 12).map(|p| planes.iter().map(|plane| plane[p / 12][p % 12]).collect()).collect()
+    }
+
+    #[test]
+    fn the_score_is_eq_7_on_features_computed_by_hand() {
+        let mut detector = detector(false);
+        let bank: Vec<Vec<f64>> = detector
+            .bank
+            .rows()
+            .chunks(5)
+            .map(|row| row.iter().map(|v| f64::from(*v)).collect())
+            .collect();
+        let d = |a: &[f64], b: &[f64]| {
+            a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
+        };
+        for seed in 0..5 {
+            let image = noise(seed);
+            let got = detector.detect(&[&image]).unwrap().pop().unwrap();
+            let nearest = plain_features(&image).into_iter().map(|patch| {
+                let (i, distance) = bank
+                    .iter()
+                    .map(|row| d(&patch, row))
+                    .enumerate()
+                    .min_by(|a, b| a.1.total_cmp(&b.1))
+                    .unwrap();
+                (distance, i, patch)
+            });
+            let (worst, star, patch) = nearest.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+            let mut around: Vec<f64> = (0..bank.len()).map(|i| d(&bank[star], &bank[i])).collect();
+            let mut order: Vec<usize> = (0..bank.len()).collect();
+            order.sort_by(|&a, &b| around[a].total_cmp(&around[b]));
+            around = order[..9].iter().map(|&i| d(&patch, &bank[i]).exp()).collect();
+            let want = (1.0 - worst.exp() / around.iter().sum::<f64>()) * worst;
+            // f32 sums of 256 pixels and 5 squares
+            assert!((f64::from(got.score) - want).abs() < 1e-5 * want, "{} {want}", got.score);
+            assert!(want < worst && want > worst * 8.0 / 9.0);
+        }
+    }
+
+    #[test]
+    fn the_map_is_as_large_as_the_input_and_highest_where_the_part_differs() {
+        let flat = GrayImage::from_pixel(96, 64, Luma([90]));
+        let mut spotted = flat.clone();
+        for (x, y) in (60..72).flat_map(|x| (20..32).map(move |y| (x, y))) {
+            spotted.put_pixel(x, y, Luma([250]));
+        }
+        let features = PatchFeatures::new(INPUT, Box::new(BlockMeans { spoilt: false })).unwrap();
+        let rows = features.extract(&[&Image::Gray(flat)]).unwrap();
+        let mut detector = PatchPrototypes::new(features, rows).unwrap();
+        let map = detector.detect(&[&Image::Gray(spotted)]).unwrap().pop().unwrap().map;
+        assert_eq!((map.width, map.height, map.scores.len()), (96, 64, 96 * 64));
+        let peak = first_largest(&map.scores);
+        let (x, y) = (peak % 96, peak / 96);
+        assert!((56..76).contains(&x) && (16..36).contains(&y), "peak at {x}, {y}");
+        assert!(map.scores[0] < 0.05 * map.scores[peak]);
+    }
+
+    #[test]
+    fn a_batch_says_what_each_picture_alone_says() {
+        let mut detector = detector(false);
+        let images = [noise(1), noise(2), noise(3)];
+        let together = detector.detect(&images.iter().collect::<Vec<_>>()).unwrap();
+        for (image, together) in images.iter().zip(together) {
+            assert_eq!(detector.detect(&[image]).unwrap(), [together]);
+        }
+    }
+
+    #[test]
+    fn features_that_are_not_finite_are_an_error_and_no_score() {
+        let error = detector(true).detect(&[&noise(1)]).unwrap_err().to_string();
+        assert!(error.contains("not a finite number"), "{error}");
+    }
+
+    #[test]
+    fn a_bank_too_small_to_re_weight_with_is_refused() {
+        let features = PatchFeatures::new(INPUT, Box::new(BlockMeans { spoilt: false })).unwrap();
+        let error = PatchPrototypes::new(features, vec![0.5; 8 * 5]).err().unwrap();
+        assert!(error.to_string().contains("at least 9"), "{error}");
+    }
+}

@@ -146,7 +146,7 @@ impl Card {
         Ok(())
     }
 
-    fn pictures(&self) -> usize {
+    pub(super) fn pictures(&self) -> usize {
         (0..).take_while(|&i| self.files.contains_key(&picture_name(i))).count()
     }
 }
