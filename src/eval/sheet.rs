@@ -24,7 +24,10 @@ pub fn sheet(
     let (goods, defects) = ranked(&evaluation.scored);
     let rows = [
         ("Worst misses: the defects with the lowest scores", worst(defects.into_iter())),
-        ("Worst false rejects: the good parts with the highest", worst(goods.into_iter().rev())),
+        (
+            "Worst false rejects: the good parts with the highest scores",
+            worst(goods.into_iter().rev()),
+        ),
     ];
     let width = MARGIN + COLUMNS * (TILE_WIDTH + MARGIN);
     let section = |tiles: usize| {
@@ -35,6 +38,8 @@ pub fn sheet(
     let mut sheet = RgbImage::from_pixel(width, height, PAPER);
     let title = Style::Title.fit(title, width - 2 * MARGIN);
     lettering::write(&mut sheet, MARGIN, MARGIN, &title, Style::Title, INK);
+    let left = width - MARGIN - Style::Plain.width_px(LEGEND);
+    lettering::write(&mut sheet, left, MARGIN + HEADING + 8, LEGEND, Style::Plain, FAINT);
     let mut top = MARGIN + HEADING;
     for (heading, chosen) in rows {
         lettering::write(&mut sheet, MARGIN, top + 8, heading, Style::Strong, FAINT);
@@ -51,6 +56,7 @@ pub fn sheet(
     Ok(sheet)
 }
 
+const LEGEND: &str = "left: the truth outlined; right: where the map reaches its limit";
 const COLUMNS: u32 = 3;
 /// Pictures of each sort: two lines of tiles.
 const WORST: usize = 6;
@@ -114,7 +120,7 @@ fn shrink(picture: &Image) -> RgbImage {
 
 fn seen(picture: &RgbImage, detection: &Detection, map_limit: f32) -> RgbImage {
     let (width, height) = picture.dimensions();
-    let region = overlay::bounding_box(&detection.map, map_limit, width, height);
+    let region = overlay::peak_box(&detection.map, map_limit, width, height);
     overlay::overlay(&Image::Rgb(picture.clone()), &detection.map, map_limit, region)
 }
 

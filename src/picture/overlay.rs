@@ -43,18 +43,29 @@ pub fn overlay(picture: &Image, map: &AnomalyMap, limit: f32, region: Option<Reg
     out
 }
 
-/// The smallest box, in pixels of a `width` × `height` picture, around all places of the map at
-/// or above `limit`; `None` if there are none.
-pub fn bounding_box(map: &AnomalyMap, limit: f32, width: u32, height: u32) -> Option<Region> {
-    let places = map.scores.iter().enumerate().filter(|(_, score)| **score >= limit);
+/// The box, in pixels of a `width` × `height` picture, around the map's peak and all places at or
+/// above `limit` that hang together with it (8-connected); `None` if the peak is below `limit`.
+pub fn peak_box(map: &AnomalyMap, limit: f32, width: u32, height: u32) -> Option<Region> {
+    let reaches = |at: usize| map.scores[at] >= limit;
+    let peak = (0..map.scores.len())
+        .filter(|&at| reaches(at))
+        .max_by(|&a, &b| map.scores[a].total_cmp(&map.scores[b]).then(b.cmp(&a)))?;
     let (mut left, mut top, mut right, mut bottom) = (usize::MAX, usize::MAX, 0, 0);
-    for (at, _) in places {
+    let mut seen = vec![false; map.scores.len()];
+    let mut open = vec![peak];
+    seen[peak] = true;
+    while let Some(at) = open.pop() {
         let (x, y) = (at % map.width, at / map.width);
         (left, top) = (left.min(x), top.min(y));
         (right, bottom) = (right.max(x + 1), bottom.max(y + 1));
-    }
-    if left == usize::MAX {
-        return None;
+        for y in y.saturating_sub(1)..(y + 2).min(map.height) {
+            for x in x.saturating_sub(1)..(x + 2).min(map.width) {
+                let near = y * map.width + x;
+                if reaches(near) && !std::mem::replace(&mut seen[near], true) {
+                    open.push(near);
+                }
+            }
+        }
     }
     let scale = |at: usize, of: usize, to: u32| (at as u64 * u64::from(to) / of as u64) as u32;
     let (x, y) = (scale(left, map.width, width), scale(top, map.height, height));
@@ -88,11 +99,11 @@ pub fn at_resolution(map: &AnomalyMap, width: u32, height: u32) -> Vec<f32> {
 
 /// Where in inferno the limit and the peak lie: from purple-red to yellow, leaving out the dark
 /// end, which would look like a shadow on the part, and the near-white one.
-const HEAT_FROM: f32 = 0.40;
+const HEAT_FROM: f32 = 0.45;
 const HEAT_TO: f32 = 0.95;
 /// How much of the picture the colour hides, at the limit and at the peak.
-const COVER_FROM: f32 = 0.25;
-const COVER_TO: f32 = 0.65;
+const COVER_FROM: f32 = 0.40;
+const COVER_TO: f32 = 0.70;
 const LIMIT_LINE: Rgb<u8> = Rgb([255, 222, 89]);
 const FRAME: Rgb<u8> = Rgb([255, 255, 255]);
 const FRAME_SHADOW: Rgb<u8> = Rgb([20, 20, 24]);
@@ -173,11 +184,18 @@ mod tests {
     }
 
     #[test]
-    fn the_box_holds_all_that_reaches_the_limit() {
-        let map = map(4, 2, &[0.0, 5.0, 0.0, 0.0, 0.0, 0.0, 5.0, 0.0]);
-        let want = Region { x: 10, y: 0, width: 20, height: 20 };
-        assert_eq!(bounding_box(&map, 5.0, 40, 20), Some(want));
-        assert_eq!(bounding_box(&map, 5.1, 40, 20), None);
+    fn the_box_holds_what_hangs_together_with_the_peak() {
+        let scores = [
+            0.0, 5.0, 0.0, 0.0, 0.0, //
+            0.0, 0.0, 7.0, 0.0, 0.0, //
+            6.0, 0.0, 0.0, 0.0, 6.0,
+        ];
+        let map = map(5, 3, &scores);
+        let around = Region { x: 10, y: 0, width: 20, height: 20 };
+        assert_eq!(peak_box(&map, 5.0, 50, 30), Some(around));
+        let peak = Region { x: 20, y: 10, width: 10, height: 10 };
+        assert_eq!(peak_box(&map, 5.1, 50, 30), Some(peak));
+        assert_eq!(peak_box(&map, 7.1, 50, 30), None);
     }
 
     /* matplotlib.colormaps["inferno"](x)[:3]; the fit is within 0.02 of it */
