@@ -168,3 +168,130 @@ fn draw_defect(config: &Config, rng: &mut impl Rng) -> Option<Defect> {
     let kind = config.defects[rng.random_range(0..config.defects.len())];
     (chance < config.defect_rate).then(|| Defect::draw(kind, rng))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// Small, since tests render without optimisation.
+    fn config(defect_rate: f64) -> Config {
+        Config { width: 128, height: 128, seed: 11, defect_rate, ..Config::default() }
+    }
+
+    fn differ(a: &Rgb<u8>, b: &Rgb<u8>) -> u8 {
+        a.0.iter().zip(b.0).map(|(a, b)| a.abs_diff(b)).max().unwrap()
+    }
+
+    #[test]
+    fn a_part_hangs_on_seed_and_index_alone() {
+        let (part, _) = render(&config(0.0), 5);
+        assert_eq!(part, render(&config(0.0), 5).0);
+        assert_ne!(part, render(&config(0.0), 6).0);
+        assert_ne!(part, render(&Config { seed: 12, ..config(0.0) }, 5).0);
+        let mut line = Pattern::open(&config(0.0)).unwrap();
+        for index in 0..6 {
+            let Ok(Grab::Picture(picture)) = line.grab(Duration::ZERO) else { panic!("a part") };
+            assert_eq!(picture.name, format!("part-{index:06}"));
+            assert_eq!(picture.truth, Some(Truth { defect: None }));
+            if index == 5 {
+                assert_eq!(picture.image, Image::Rgb(part.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_defect_is_seen_under_its_mask_and_nowhere_else() {
+        // The noise is the same, a level is rounded on either side.
+        let visible = VISIBLE as u8;
+        for kind in Kind::ALL {
+            for index in 0..4 {
+                let (good, none) = render(&config(0.0), index);
+                assert_eq!(none, None);
+                let config = Config { defects: vec![kind], ..config(1.0) };
+                let (bad, Some((found, mask))) = render(&config, index) else {
+                    panic!("each part has a defect")
+                };
+                assert_eq!(found, kind);
+                let mut area = 0;
+                for ((a, b), masked) in good.pixels().zip(bad.pixels()).zip(mask.pixels()) {
+                    if masked.0 == [255] {
+                        area += 1;
+                        assert!(differ(a, b) >= visible - 1, "{kind:?} {index}: {a:?} {b:?}");
+                    } else {
+                        assert!(differ(a, b) <= visible + 1, "{kind:?} {index}: {a:?} {b:?}");
+                    }
+                }
+                // A speck of three by three at 128 pixels; no defect is half the picture.
+                assert!((9..128 * 64).contains(&area), "{kind:?} {index}: {area} pixels");
+                for level in bad.as_raw() {
+                    assert!((1..255).contains(level), "{kind:?} {index} clips");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn defects_come_at_their_rate_each_kind_alike_and_a_lower_rate_only_leaves_some_out() {
+        let draw = |rate: f64| -> Vec<Option<Kind>> {
+            let config = config(rate);
+            (0..4000u64)
+                .map(|index| {
+                    let mut rng = ChaCha8Rng::seed_from_u64(index);
+                    draw_defect(&config, &mut rng).map(|defect| defect.kind)
+                })
+                .collect()
+        };
+        assert!(draw(0.0).iter().all(Option::is_none));
+        let all = draw(1.0);
+        let mut kinds = HashMap::new();
+        for kind in &all {
+            *kinds.entry(kind.unwrap()).or_insert(0) += 1;
+        }
+        // Binomial, n = 4000: five standard deviations are 105 at 1/8 and 145 at 0.3.
+        assert_eq!(kinds.len(), 8);
+        assert!(kinds.values().all(|&count: &i32| count.abs_diff(500) < 105), "{kinds:?}");
+        let some = draw(0.3);
+        let count = some.iter().flatten().count();
+        assert!(count.abs_diff(1200) < 145, "{count}");
+        assert!(some.iter().zip(&all).all(|(some, all)| some.is_none() || some == all));
+    }
+
+    #[test]
+    fn the_line_ends_after_its_parts_and_knows_each_ones_truth() {
+        let config = Config { parts: Some(3), rate_hz: 50.0, ..config(1.0) };
+        let mut line = Pattern::open(&config).unwrap();
+        assert_eq!(line.period(), Some(Duration::from_millis(20)));
+        for index in 0..3 {
+            let kind = render(&config, index).1.map(|(kind, _)| kind.word());
+            let Ok(Grab::Picture(picture)) = line.grab(Duration::ZERO) else { panic!("a part") };
+            assert_eq!(picture.truth, Some(Truth { defect: kind }));
+            assert!(kind.is_some());
+        }
+        assert!(matches!(line.grab(Duration::ZERO), Ok(Grab::End)));
+    }
+
+    #[test]
+    fn the_part_lies_whole_on_the_belt_whatever_the_pictures_shape() {
+        for (width, height) in [(160, 64), (64, 160)] {
+            for index in 0..8 {
+                let (image, _) = render(&Config { width, height, ..config(0.0) }, index);
+                for (x, y, pixel) in image.enumerate_pixels() {
+                    if x == 0 || y == 0 || x == width - 1 || y == height - 1 {
+                        // The belt has about 42 levels, metal and print above the belt 100.
+                        assert!(pixel.0.iter().all(|&level| level < 75), "{x} {y} {pixel:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_kind_is_written_as_its_word() {
+        for kind in Kind::ALL {
+            let text = format!("defects = ['{}']", kind.word());
+            assert_eq!(toml::from_str::<Config>(&text).unwrap().defects, [kind]);
+        }
+    }
+}

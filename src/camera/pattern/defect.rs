@@ -198,7 +198,7 @@ impl Defect {
             Shape::Dent { size, depth } => {
                 let [x, y] =
                     [(point[0] - self.center[0]) / size, (point[1] - self.center[1]) / size];
-                let [lx, ly] = part.light();
+                let [lx, ly] = part.light_on_part;
                 let slope = -(x * lx + y * ly) * (-(x * x + y * y)).exp();
                 color.map(|value| value * (1.0 + on_part * depth * slope))
             }
@@ -207,7 +207,7 @@ impl Defect {
                 mix(color, *hair, 0.85 * cover(distance - half_width, pixel))
             }
             Shape::Particle { blob, color: grain } => {
-                let [lx, ly] = part.light();
+                let [lx, ly] = part.light_on_part;
                 let shadow = blob.distance([
                     point[0] + 0.4 * blob.radius * lx,
                     point[1] + 0.4 * blob.radius * ly,

@@ -18,9 +18,10 @@ pub struct Part {
     radius_px: f32,
     /// Of the part against the picture.
     turn: Turn,
-    /// The direction to the light, in the picture and as the part sees it.
+    /// The direction to the light, in the picture's axes.
     light: Point,
-    light_on_part: Point,
+    /// The same in the part's.
+    pub light_on_part: Point,
     gain: f32,
     /// Fall of the light over one radius.
     slope: Point,
@@ -119,11 +120,6 @@ impl Part {
         1.0 / self.radius_px
     }
 
-    /// The direction to the light, as the part sees it.
-    pub fn light(&self) -> Point {
-        self.light_on_part
-    }
-
     /// What the camera sees at a point of the picture, before noise.
     pub fn color(&self, at: Point) -> Color {
         let point = self.place(at);
@@ -150,7 +146,7 @@ impl Part {
         let weave = wave(26.0 * u) * wave(26.0 * v);
         let grain =
             self.noise(u * 45.0, v * 45.0, ENDLESS) + 0.6 * self.noise(u * 9.0, v * 9.0, ENDLESS);
-        let [lx, ly] = self.light();
+        let [lx, ly] = self.light_on_part;
         let from_shadow = length([point[0] + 0.06 * lx, point[1] + 0.06 * ly]) - 0.98;
         let shadow = 0.5 * (1.0 - from_shadow.max(0.0) / 0.15).max(0.0).powi(2);
         let value = (0.165 + 0.016 * weave + 0.014 * grain) * (1.0 - shadow);
@@ -194,7 +190,7 @@ impl Part {
                 continue;
             }
             let depth = length([hx, hy]);
-            let [lx, ly] = self.light();
+            let [lx, ly] = self.light_on_part;
             let wall = -(hx * lx + hy * ly) / depth.max(pixel);
             color = mix(color, [facing(wall) * 0.96; 3], cover(depth - SINK, pixel));
             let bottom = 0.085 + 0.05 * (wall + 1.0) * depth / 0.07;
