@@ -20,6 +20,19 @@ pub mod sheet;
 /// The false positive rate up to which AUPRO is taken, as in the MVTec AD paper.
 pub const AUPRO_LIMIT: f64 = 0.3;
 
+/// How a test set is read, scored and judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The limits of the bundle, raw score units: a part is rejected when its score is at or above
+    /// `threshold`; the map counts from `map_limit` on.
+    pub threshold: f32,
+    pub map_limit: f32,
+    /// Pictures scored at once.
+    pub batch: usize,
+    /// Bits a sample that 16-bit files really carry; see [`folder::decode`].
+    pub significant_bits: u32,
+}
+
 /// A test picture with its score.
 #[derive(Clone, Debug)]
 pub struct Scored {
@@ -74,8 +87,7 @@ pub struct KindFigures {
     pub highest_score: f32,
 }
 
-/// Scores all samples, `batch` pictures at a time, and judges them by `threshold`. `progress` is
-/// told how many are done after each batch.
+/// Scores and judges all samples. `progress` is told how many are done after each batch.
 ///
 /// Pixel metrics are taken at the resolution of the detector's maps, over all pictures with a
 /// mask and all good ones; they are `None` if a defect has no mask.
@@ -85,16 +97,16 @@ pub struct KindFigures {
 pub fn evaluate(
     detector: &mut dyn Detector,
     samples: &[Sample],
-    threshold: f32,
-    batch: usize,
+    settings: &Settings,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Evaluation> {
-    ensure!(batch > 0, "batch = 0: a batch takes at least one picture");
+    ensure!(settings.batch > 0, "batch = 0: a batch takes at least one picture");
     let has_masks = samples.iter().all(|sample| sample.defect.is_none() || sample.mask.is_some());
     let mut scored = Vec::with_capacity(samples.len());
     let mut pixels = has_masks.then(Pixels::default);
-    for samples in samples.chunks(batch) {
-        for (sample, detection) in samples.iter().zip(detect(detector, samples)?) {
+    for samples in samples.chunks(settings.batch) {
+        let pictures = pictures(samples, settings)?;
+        for (sample, detection) in samples.iter().zip(detect(detector, samples, &pictures)?) {
             if let Some(pixels) = &mut pixels {
                 add(pixels, sample, &detection.map).with_context(|| sample.name.clone())?;
             }
@@ -102,13 +114,16 @@ pub fn evaluate(
         }
         progress(scored.len());
     }
-    let figures = figures(&scored, pixels, threshold)?;
+    let figures = figures(&scored, pixels, settings.threshold)?;
     Ok(Evaluation { scored, figures })
 }
 
-/// Decodes the pictures of a few samples side by side and scores them in one batch.
-fn detect(detector: &mut dyn Detector, samples: &[Sample]) -> Result<Vec<Detection>> {
-    let pictures = pictures(samples)?;
+/// Scores the pictures of a few samples in one batch.
+fn detect(
+    detector: &mut dyn Detector,
+    samples: &[Sample],
+    pictures: &[Image],
+) -> Result<Vec<Detection>> {
     let detections = detector.detect(&pictures.iter().collect::<Vec<_>>())?;
     ensure!(
         detections.len() == samples.len(),
@@ -124,8 +139,10 @@ fn detect(detector: &mut dyn Detector, samples: &[Sample]) -> Result<Vec<Detecti
     Ok(detections)
 }
 
-fn pictures(samples: &[Sample]) -> Result<Vec<Image>> {
-    samples.par_iter().map(|sample| folder::read(&sample.path, 16)).collect()
+/// Decodes the pictures of a few samples side by side.
+fn pictures(samples: &[Sample], settings: &Settings) -> Result<Vec<Image>> {
+    let read = |sample: &Sample| folder::read(&sample.path, settings.significant_bits);
+    samples.par_iter().map(read).collect()
 }
 
 /// The sample's mask at `width` × `height`; all false on a good part.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -13,6 +14,8 @@ use super::{append_line, write_whole};
 pub const BLOCK: u64 = 4096;
 /// Ends the name of a file that is being written.
 pub const HALF_WRITTEN: &str = ".part";
+
+const LONGEST_LINE: u64 = 1 << 20;
 
 /// The bytes that a file of `length` takes on the disk.
 pub fn on_disk(length: u64) -> u64 {
@@ -243,14 +246,22 @@ fn bytes_below(path: &Path, entry: &Entry) -> Result<u64> {
 
 /// Cuts off what follows the last line end, and returns the length that is left.
 fn drop_half_line(path: &Path) -> Result<u64> {
-    let repairing = || format!("repairing {}", path.display());
-    let content = fs::read(path).with_context(repairing)?;
-    let whole = content.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-    if whole < content.len() {
-        let file = fs::OpenOptions::new().write(true).open(path).with_context(repairing)?;
-        file.set_len(whole as u64).with_context(repairing)?;
+    drop_half_line_of(path).with_context(|| format!("repairing {}", path.display()))
+}
+
+fn drop_half_line_of(path: &Path) -> std::io::Result<u64> {
+    let mut file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let length = file.metadata()?.len();
+    // No line is as long as this, so the last line end is in here, if there is one.
+    let tail_from = length.saturating_sub(LONGEST_LINE);
+    let mut tail = Vec::new();
+    file.seek(SeekFrom::Start(tail_from))?;
+    file.read_to_end(&mut tail)?;
+    let whole = tail.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    if whole < tail.len() {
+        file.set_len(tail_from + whole as u64)?;
     }
-    Ok(whole as u64)
+    Ok(tail_from + whole as u64)
 }
 
 /// Removes a file; one that is gone already is fine.

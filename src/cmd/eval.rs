@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use inspectd::dataset::mvtec;
 use inspectd::detector::bundle;
 use inspectd::eval::report::Report;
-use inspectd::eval::{evaluate, sheet};
+use inspectd::eval::{Settings, evaluate, sheet};
 use inspectd::picture;
 
 /// Score a test set (MVTec AD layout) and report how well defects are told from good parts
@@ -31,6 +31,9 @@ pub struct Args {
     /// Pictures scored at once
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: u16,
+    /// Bits a sample that 16-bit files really carry: 10 or 12 for many cameras
+    #[arg(long, value_name = "BITS", default_value_t = 16)]
+    significant_bits: u32,
 }
 
 #[expect(clippy::disallowed_methods, reason = "a command measures its own run")]
@@ -38,7 +41,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let batch = usize::from(args.batch);
     let samples = mvtec::test(&args.data)?;
     let mut bundle = bundle::load(&args.bundle, batch)?;
-    let (limit, map_limit) = (bundle.card.threshold.score, bundle.card.threshold.map);
+    let settings = Settings {
+        threshold: bundle.card.threshold.score,
+        map_limit: bundle.card.threshold.map,
+        batch,
+        significant_bits: args.significant_bits,
+    };
 
     let started = Instant::now();
     let bar = ProgressBar::new(samples.len() as u64).with_style(
@@ -46,7 +54,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             .expect("the template is well formed"),
     );
     let mut show = |done: usize| bar.set_position(done as u64);
-    let evaluation = evaluate(bundle.detector.as_mut(), &samples, limit, batch, &mut show)?;
+    let evaluation = evaluate(bundle.detector.as_mut(), &samples, &settings, &mut show)?;
     bar.finish_and_clear();
     let report = Report {
         bundle: args.bundle.display().to_string(),
@@ -72,7 +80,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             evaluation.figures.false_rejects,
             evaluation.figures.goods,
         );
-        let sheet = sheet::sheet(bundle.detector.as_mut(), &evaluation, map_limit, &title)?;
+        let sheet = sheet::sheet(bundle.detector.as_mut(), &evaluation, &settings, &title)?;
         fs::write(path, picture::rgb_png(&sheet)?)
             .with_context(|| format!("writing {}", path.display()))?;
     }

@@ -5,22 +5,21 @@ use anyhow::Result;
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 
-use super::{Evaluation, Scored, detect, pictures, truth};
+use super::{Evaluation, Scored, Settings, detect, pictures, truth};
 use crate::dataset::Sample;
 use crate::detector::{Detection, Detector};
 use crate::frame::Image;
 use crate::picture::lettering::{self, Style};
 use crate::picture::{line_px, outline, overlay};
 
-/// Draws the sheet. `title` is its first line; `map_limit` is where the anomaly map starts to
-/// count (the bundle's `threshold.map`). The few pictures on it are scored once more.
+/// Draws the sheet of an evaluation made with the same settings; `title` is its first line. The
+/// few pictures on it are scored once more.
 pub fn sheet(
     detector: &mut dyn Detector,
     evaluation: &Evaluation,
-    map_limit: f32,
+    settings: &Settings,
     title: &str,
 ) -> Result<RgbImage> {
-    let threshold = evaluation.figures.threshold;
     let (goods, defects) = ranked(&evaluation.scored);
     let rows = [
         ("Worst misses: the defects with the lowest scores", worst(defects.into_iter())),
@@ -48,7 +47,7 @@ pub fn sheet(
             let (column, line) = (i as u32 % COLUMNS, i as u32 / COLUMNS);
             let x = MARGIN + column * (TILE_WIDTH + MARGIN);
             let y = top + line * (TILE_HEIGHT + MARGIN);
-            let tile = tile(detector, one, threshold, map_limit)?;
+            let tile = tile(detector, one, settings)?;
             imageops::replace(&mut sheet, &tile, i64::from(x), i64::from(y));
         }
         top += section(chosen.len()) - HEADING;
@@ -90,23 +89,19 @@ fn worst<'a>(from_worst: impl Iterator<Item = &'a Scored>) -> Vec<&'a Scored> {
     from_worst.take(WORST).collect()
 }
 
-fn tile(
-    detector: &mut dyn Detector,
-    one: &Scored,
-    threshold: f32,
-    map_limit: f32,
-) -> Result<RgbImage> {
+fn tile(detector: &mut dyn Detector, one: &Scored, settings: &Settings) -> Result<RgbImage> {
     let sample = std::slice::from_ref(&one.sample);
-    let detection = detect(detector, sample)?.remove(0);
-    let picture = shrink(&pictures(sample)?.remove(0));
+    let pictures = pictures(sample, settings)?;
+    let detection = detect(detector, sample, &pictures)?.remove(0);
+    let picture = shrink(&pictures[0]);
     let mut tile = RgbImage::from_pixel(TILE_WIDTH, TILE_HEIGHT, TILE_PAPER);
-    let seen = seen(&picture, &detection, map_limit);
+    let seen = seen(&picture, &detection, settings.map_limit);
     let truth = with_truth(&picture, &one.sample)?;
     for (half, left) in [(truth, 0), (seen, SIDE + GAP)] {
         let (x, y) = (left + (SIDE - half.width()) / 2, (SIDE - half.height()) / 2);
         imageops::replace(&mut tile, &half, i64::from(x), i64::from(y));
     }
-    caption(&mut tile, one, threshold);
+    caption(&mut tile, one, settings.threshold);
     Ok(tile)
 }
 

@@ -49,9 +49,12 @@ fn test_set() -> tempfile::TempDir {
     root
 }
 
+const SETTINGS: Settings =
+    Settings { threshold: 1.0, map_limit: 1.0, batch: 4, significant_bits: 16 };
+
 fn evaluated(root: &Path, batch: usize) -> Evaluation {
     let samples = mvtec::test(root).unwrap();
-    evaluate(&mut Brightness, &samples, 1.0, batch, &mut |_| ()).unwrap()
+    evaluate(&mut Brightness, &samples, &Settings { batch, ..SETTINGS }, &mut |_| ()).unwrap()
 }
 
 #[test]
@@ -98,7 +101,7 @@ fn an_unreadable_picture_is_named() {
     let root = test_set();
     fs::write(root.path().join("test/dent/1.png"), "no picture").unwrap();
     let samples = mvtec::test(root.path()).unwrap();
-    let error = evaluate(&mut Brightness, &samples, 1.0, 4, &mut |_| ()).unwrap_err();
+    let error = evaluate(&mut Brightness, &samples, &SETTINGS, &mut |_| ()).unwrap_err();
     assert!(format!("{error:#}").contains("dent/1.png"), "{error:#}");
 }
 
@@ -114,7 +117,7 @@ fn a_score_that_is_not_finite_is_an_error() {
     }
     let root = test_set();
     let samples = mvtec::test(root.path()).unwrap();
-    let error = evaluate(&mut Broken, &samples, 1.0, 4, &mut |_| ()).unwrap_err();
+    let error = evaluate(&mut Broken, &samples, &SETTINGS, &mut |_| ()).unwrap_err();
     assert!(error.to_string().contains("dent/0.png"), "{error}");
 }
 
@@ -122,7 +125,7 @@ fn a_score_that_is_not_finite_is_an_error() {
 fn the_sheet_shows_both_sorts_of_errors() {
     let root = test_set();
     let evaluation = evaluated(root.path(), 4);
-    let sheet = sheet::sheet(&mut Brightness, &evaluation, 1.0, "a title").unwrap();
+    let sheet = sheet::sheet(&mut Brightness, &evaluation, &SETTINGS, "a title").unwrap();
     // Two sections of one line of tiles each; the red of ESCAPE and of FALSE REJECT is there.
     assert_eq!((sheet.width(), sheet.height()), (1414, 668));
     let red = |rows: std::ops::Range<u32>| {
