@@ -351,7 +351,7 @@ impl Ledger {
 
     fn rotate(&mut self, next: &Entry) -> Result<()> {
         let now = match next {
-            Entry::Part(record) => record.triggered_at,
+            Entry::Part(record) | Entry::Withdrawn(record) => record.triggered_at,
             Entry::Start { at, .. } | Entry::Stop { at, .. } => *at,
             Entry::Open { .. } => SystemTime::UNIX_EPOCH,
         };

@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail};
 use inspectd::camera::pattern;
 use inspectd::config::Config;
+use inspectd::detector::input::Input;
 use inspectd::detector::patch_prototypes;
 use inspectd::journal;
+use inspectd::nn::BackboneSpec;
 use inspectd::output::{LineStatus, Outcome, RejectOutput};
 use inspectd::pipeline::Report;
 use inspectd::teach;
@@ -105,7 +107,15 @@ fn teach(args: &Args, source: &pattern::Config, out: &Path) -> Result<()> {
         let (picture, _) = pattern::render(&rendered, index);
         picture.save(&path).with_context(|| format!("writing {}", path.display()))?;
     }
-    let config = teach::Config { seed: args.seed, ..teach::Config::default() };
+    let config = teach::Config {
+        backbone: BackboneSpec::Compact,
+        input: Input { width: 256, height: 256 },
+        seed: args.seed,
+        bank: teach::BankSize::Usual,
+        holdout: 0.25,
+        false_rejects: 0.001,
+        significant_bits: 16,
+    };
     let loaded = patch_prototypes::load_backbone(&config.backbone)?;
     let plan = config
         .plan(teach::pictures_in(&goods)?, patch_prototypes::dims(loaded.backbone.as_ref()))?;
