@@ -25,7 +25,7 @@ use crate::detector::patch_prototypes::{self, LoadedBackbone, PatchFeatures, Pat
 use crate::detector::{Detection, Detector};
 use crate::frame::Image;
 use crate::nn::BackboneSpec;
-use crate::ops::{coreset, neighbourhood};
+use crate::ops::coreset::{self, CoresetConfig};
 
 /// What to make.
 #[derive(Clone, Debug)]
@@ -191,16 +191,16 @@ impl Plan {
 
     /// Bytes that the work needs at its peak.
     pub fn bytes(&self) -> u64 {
-        self.parts().iter().map(|(_, bytes)| bytes).sum()
+        self.parts().iter().sum()
     }
 
     /// The arithmetic behind [`Plan::bytes`], for people.
     pub fn arithmetic(&self) -> String {
         let all = self.taught.len() * self.patches;
-        let [features, projected, bank, work] = self.parts().map(|(_, bytes)| mib(bytes));
+        let [features, projected, bank, work] = self.parts().map(mib);
         format!(
             "{:.0} MiB: features {} pictures × {} patches × {} channels × 4 bytes = {features:.0}, \
-             projected {all} × {} × 4 = {projected:.0}, memory bank {} × {} × 4 × 2 = {bank:.0}, \
+             projected {all} × ({} + 2) × 4 = {projected:.0}, memory bank {} × {} × 4 × 2 = {bank:.0}, \
              program and backbone {work:.0}",
             mib(self.bytes()),
             self.taught.len(),
@@ -225,15 +225,15 @@ impl Plan {
         Ok(())
     }
 
-    fn parts(&self) -> [(&'static str, u64); 4] {
+    /// Features, projected features with the nearest centre of each and its distance, the memory
+    /// bank twice (as rows and as tiles of the search), and what does not grow with the pictures.
+    fn parts(&self) -> [u64; 4] {
         let patches = (self.taught.len() * self.patches) as u64;
-        let bank = (self.prototypes * self.dims) as u64;
         [
-            ("features", patches * self.dims as u64 * 4),
-            // and the distance of each to its nearest centre
-            ("projected", patches * (PROJECTED_DIMS as u64 + 1) * 4),
-            ("bank", bank * 4 * 2),
-            ("work", WORK_BYTES_A_PATCH * (self.patches * BATCH) as u64 + PROGRAM_BYTES),
+            patches * self.dims as u64 * 4,
+            patches * (PROJECTED_DIMS as u64 + 2) * 4,
+            (self.prototypes * self.dims) as u64 * 4 * 2,
+            WORK_BYTES_A_PATCH * (self.patches * BATCH) as u64 + PROGRAM_BYTES,
         ]
     }
 }
@@ -277,11 +277,11 @@ pub fn teach(
         taught * plan.patches
     );
 
+    let choice = CoresetConfig { target: plan.prototypes, projection: PROJECTED_DIMS };
     let centres = coreset::select(
         &features,
         dims,
-        PROJECTED_DIMS.min(dims),
-        plan.prototypes,
+        &choice,
         &mut config.rng(Draw::Coreset),
         |done, total| progress(Step::Coreset, done, total),
     )?;
@@ -330,7 +330,7 @@ pub fn teach(
         backbone: backbone_card,
         prototypes: patch_prototypes::Card {
             levels: patch_prototypes::LEVELS.to_vec(),
-            neighbourhood: neighbourhood::SIDE,
+            neighbourhood: patch_prototypes::NEIGHBOURHOOD,
             count: centres.len(),
             dims,
             patches: taught * plan.patches,

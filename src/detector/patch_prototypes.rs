@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::bundle;
@@ -27,8 +28,10 @@ use crate::frame::Image;
 use crate::nn::resnet::{Depth, ResNet};
 use crate::nn::weights::Weights;
 use crate::nn::{self, Backbone, BackboneSpec};
-use crate::ops::nearest_prototype::PrototypeBank;
-use crate::ops::{gaussian, interpolate, neighbourhood};
+use crate::ops::gaussian::Gaussian;
+use crate::ops::interpolate::{Align, bilinear, bilinear_planes};
+use crate::ops::nearest_prototype::{Nearest, PrototypeBank, squared_distance};
+use crate::ops::neighbourhood::average_3x3;
 
 /// The word for this system in a card.
 pub const SYSTEM: &str = "patch_prototypes";
@@ -37,7 +40,10 @@ pub const SYSTEM: &str = "patch_prototypes";
 pub const NEIGHBOURS: usize = 9;
 
 /// Blur of the full-size anomaly map, pixels; the paper's σ (section 4.1).
-pub const SIGMA_PX: f64 = 4.0;
+pub const SIGMA_PX: f32 = 4.0;
+
+/// Side of the neighbourhoods that features are averaged over; the paper's p.
+pub const NEIGHBOURHOOD: usize = 3;
 
 /// Feature levels used, the shallower first; its grid is the patches'.
 pub const LEVELS: [usize; 2] = [2, 3];
@@ -81,6 +87,7 @@ pub struct PatchPrototypes {
     bank: PrototypeBank,
     /// N · b indices: the b prototypes nearest to each, itself first.
     neighbours: Vec<u32>,
+    blur: Gaussian,
 }
 
 /// Reads a backbone as deep as this system needs it.
@@ -131,10 +138,11 @@ impl PatchFeatures {
         let (rows, columns) = self.grid();
         let mut grids = Vec::with_capacity(LEVELS.len());
         for level in LEVELS {
-            let grid = neighbourhood::average(&levels[level - 1])?;
+            let grid = average_3x3(&levels[level - 1])?;
             let (_, _, h, w) = grid.dims4()?;
             let fits = (h, w) == (rows, columns);
-            grids.push(if fits { grid } else { interpolate::bilinear(&grid, rows, columns)? });
+            let to = (rows, columns);
+            grids.push(if fits { grid } else { bilinear(&grid, to, Align::HalfPixel)? });
         }
         let features = Tensor::cat(&grids, 1)?; // [B, D, H/8, W/8]
         let features = features.permute((0, 2, 3, 1))?.contiguous()?; // [B, H/8, W/8, D]
@@ -166,7 +174,7 @@ impl PatchPrototypes {
         );
         let bank = PrototypeBank::new(prototypes, dims)?;
         let neighbours = neighbours(&bank)?;
-        Ok(PatchPrototypes { features, bank, neighbours })
+        Ok(PatchPrototypes { features, bank, neighbours, blur: Gaussian::new(SIGMA_PX) })
     }
 
     /// From the tensors of a bundle: `prototypes` [N, D] and, for a user's backbone, its tensors
@@ -178,12 +186,11 @@ impl PatchPrototypes {
         let rows = tensors.remove("prototypes").context("weights: tensor prototypes is missing")?;
         let expected = &card.prototypes;
         ensure!(
-            expected.levels == LEVELS && expected.neighbourhood == neighbourhood::SIDE,
+            expected.levels == LEVELS && expected.neighbourhood == NEIGHBOURHOOD,
             "prototypes.levels = {:?}, prototypes.neighbourhood = {}: this inspectd computes \
-             {LEVELS:?} and {}",
+             {LEVELS:?} and {NEIGHBOURHOOD}",
             expected.levels,
-            expected.neighbourhood,
-            neighbourhood::SIDE
+            expected.neighbourhood
         );
         ensure!(
             rows.dims() == [expected.count, expected.dims],
@@ -205,7 +212,7 @@ impl PatchPrototypes {
 
     /// What a bundle keeps, to be read by [`PatchPrototypes::from_bundle`].
     pub fn tensors(&self, backbone: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
-        let shape = (self.bank.len(), self.bank.dims());
+        let shape = (self.bank.len(), self.bank.dim());
         let rows = Tensor::from_slice(self.bank.rows(), shape, &Device::Cpu)?;
         let named =
             backbone.iter().map(|(name, tensor)| (format!("{BACKBONE}{name}"), tensor.clone()));
@@ -213,23 +220,29 @@ impl PatchPrototypes {
     }
 
     /// Score and map of one picture: `features` [P, D], `nearest` the P nearest prototypes.
-    fn judge(&self, features: &[f32], nearest: &[(u32, f32)]) -> Result<Detection> {
+    fn judge(
+        &self,
+        features: &[f32],
+        nearest: &[Nearest],
+        blur: &mut Gaussian,
+    ) -> Result<Detection> {
         let (rows, columns) = self.features.grid();
-        let distances: Vec<f32> = nearest.iter().map(|&(_, squared)| squared.sqrt()).collect();
+        let distances: Vec<f32> = nearest.iter().map(|n| n.distance2.sqrt()).collect();
         ensure!(
             distances.iter().all(|distance| distance.is_finite()),
             "a patch distance is not a finite number"
         );
         let worst = first_largest(&distances);
-        let (prototype, _) = nearest[worst];
-        let dims = self.bank.dims();
+        let prototype = nearest[worst].index;
+        let dims = self.bank.dim();
         let patch = &features[worst * dims..(worst + 1) * dims];
         let score = distances[worst] * self.weight(patch, prototype, distances[worst]);
         ensure!(score.is_finite(), "the image score is not a finite number");
 
         let Input { width, height } = self.features.input;
-        let full = interpolate::bilinear_map(&distances, (rows, columns), (height, width));
-        let scores = gaussian::blur(&full, (height, width), SIGMA_PX);
+        let (from, to) = ((rows, columns), (height, width));
+        let mut scores = bilinear_planes(&distances, from, to, Align::HalfPixel);
+        blur.blur(&mut scores, width);
         Ok(Detection { score, map: AnomalyMap { width, height, scores } })
     }
 
@@ -237,14 +250,11 @@ impl PatchPrototypes {
     fn weight(&self, patch: &[f32], nearest: u32, distance: f32) -> f32 {
         let first = nearest as usize * NEIGHBOURS;
         let others = &self.neighbours[first + 1..first + NEIGHBOURS];
-        let rows = self.bank.rows();
-        let dims = self.bank.dims();
-        let others: Vec<f32> = others
+        let others = others
             .iter()
-            .map(|&i| l2(patch, &rows[i as usize * dims..(i as usize + 1) * dims]))
-            .collect();
+            .map(|&other| squared_distance(patch, self.bank.row(other as usize)).sqrt());
         // exp of plain distances overflows f32 from 88; only their differences matter
-        let total: f32 = 1.0 + others.iter().map(|d| (d - distance).exp()).sum::<f32>();
+        let total: f32 = 1.0 + others.map(|other| (other - distance).exp()).sum::<f32>();
         1.0 - 1.0 / total
     }
 }
@@ -255,10 +265,13 @@ impl Detector for PatchPrototypes {
         let nearest = self.bank.nearest(&features)?;
         let (rows, columns) = self.features.grid();
         let patches = rows * columns;
-        let per_picture = features.chunks_exact(patches * self.bank.dims());
-        per_picture
-            .zip(nearest.chunks_exact(patches))
-            .map(|(features, nearest)| self.judge(features, nearest))
+        features
+            .par_chunks_exact(patches * self.bank.dim())
+            .zip(nearest.par_chunks_exact(patches))
+            .map_init(
+                || self.blur.clone(),
+                |blur, (features, nearest)| self.judge(features, nearest, blur),
+            )
             .collect()
     }
 }
@@ -298,12 +311,12 @@ fn bundled_backbone(
 
 /// The b prototypes nearest to each, itself first.
 fn neighbours(bank: &PrototypeBank) -> Result<Vec<u32>> {
-    let ranked = bank.nearest_k(bank.rows(), NEIGHBOURS)?;
+    let ranked = bank.top(bank.rows(), NEIGHBOURS)?;
     let mut neighbours = Vec::with_capacity(bank.len() * NEIGHBOURS);
     for (own, ranked) in ranked.chunks_exact(NEIGHBOURS).enumerate() {
         // a twin of this prototype may come before it
         let own = own as u32;
-        let others = ranked.iter().map(|&(i, _)| i).filter(|&i| i != own);
+        let others = ranked.iter().map(|near| near.index).filter(|&i| i != own);
         neighbours.push(own);
         neighbours.extend(others.take(NEIGHBOURS - 1));
     }
@@ -318,10 +331,6 @@ fn first_largest(values: &[f32]) -> usize {
         }
     }
     best
-}
-
-fn l2(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt()
 }
 
 #[cfg(test)]
