@@ -232,3 +232,12 @@ fn limits_out_of_range_are_refused_by_name() {
         assert!(error.to_string().contains(key), "{error}");
     }
 }
+
+#[test]
+fn the_config_has_defaults_and_knows_its_keys() {
+    let config: Config = toml::from_str("unit = 3").unwrap();
+    assert_eq!(config.unit, Some(3));
+    assert_eq!(config.listen, (Ipv4Addr::LOCALHOST, 1502).into());
+    config.check().unwrap();
+    assert!(toml::from_str::<Config>("port = 502").is_err());
+}
