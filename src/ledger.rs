@@ -1,6 +1,6 @@
 //! The record of every part: append-only, one record a part, survives `kill -9` at any byte.
 //!
-//! On disk a ledger is a folder of segments (see [`segment`]), of which only the last is read at
+//! On disk a ledger is a folder of segments (see `ledger/segment.rs`), of which only the last is read at
 //! start and only the last is written. What a power cut or a bad disk can do beyond a half-written
 //! last record is set aside under a `.damaged` name, never deleted and never skipped in silence.
 //!
