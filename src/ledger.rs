@@ -1,6 +1,6 @@
 //! The record of every part: append-only, one record a part, survives `kill -9` at any byte.
 //!
-//! On disk a ledger is a folder of segments (see [`segment`]), of which only the last is read at
+//! On disk a ledger is a folder of segments (see `ledger/segment.rs`), of which only the last is read at
 //! start and only the last is written. What a power cut or a bad disk can do beyond a half-written
 //! last record is set aside under a `.damaged` name, never deleted and never skipped in silence.
 //!
@@ -24,11 +24,12 @@ use crate::output::{Outcome, Tally};
 use crate::verdict::{Cause, Region, Verdict};
 
 mod read;
+mod resume;
 mod segment;
 
 pub use read::{Contents, Problem, read, read_with, survey};
 
-use segment::{ENTRY_BYTES, End, Entry, State};
+use segment::{ENTRY_BYTES, Entry, State};
 
 /// Ids left out after an unclean end. More than can be between camera and verdict at once: queues
 /// are bounded far below.
@@ -115,8 +116,8 @@ pub struct Resumed {
     pub torn_bytes: u64,
     /// Parts that had an id but no record: closed now as `Reject(Interrupted)`.
     pub interrupted: Vec<PartId>,
-    /// Segments that were unreadable in places, set aside under these names; one line each says
-    /// what and where.
+    /// Segments that were unreadable in places, set aside under these names; what is wrong and
+    /// where. Parts whose record was in the unreadable bytes are among the interrupted ones.
     pub damaged: Vec<Problem>,
 }
 
@@ -251,7 +252,7 @@ impl Ledger {
         fs::create_dir_all(folder)
             .with_context(|| format!("making ledger folder {}", folder.display()))?;
         let lock = lock(folder)?;
-        let mut found = resume(folder)?;
+        let mut found = resume::resume(folder)?;
         let directory = File::open(folder)
             .with_context(|| format!("opening ledger folder {}", folder.display()))?;
         let (index, file, len) = match found.last {
@@ -496,73 +497,6 @@ fn new_segment(
     let file = make().with_context(|| format!("beginning {}", path.display()))?;
     state.entries += state.open.len() as u64;
     Ok((file, bytes.len() as u64))
-}
-
-/// What the folder holds at start, once damaged segments are set aside.
-struct Found {
-    /// There was no ledger.
-    fresh: bool,
-    state: State,
-    /// The segment to go on with, and how much of it is good.
-    last: Option<(u64, u64)>,
-    /// The number of the next segment.
-    free_index: u64,
-    torn_bytes: u64,
-    damaged: Vec<Problem>,
-}
-
-fn resume(folder: &Path) -> Result<Found> {
-    let segments = read::segments(folder)?;
-    // The last segment with a usable header starts the count; those after it (there are none but
-    // after a bad disk) are gone through in order.
-    let mut first = segments.len().saturating_sub(1);
-    while first > 0 && segments[first].header()?.is_none() {
-        first -= 1;
-    }
-    let mut found = Found {
-        fresh: segments.is_empty(),
-        state: State::default(),
-        last: None,
-        free_index: segments.last().map_or(1, |segment| segment.index + 1),
-        torn_bytes: 0,
-        damaged: Vec::new(),
-    };
-    let mut before = None;
-    for (place, segment) in segments.iter().enumerate().skip(first) {
-        let bytes = segment.bytes()?;
-        let scan = segment.scan(&bytes, before.as_ref(), |_| {})?;
-        let newest = place + 1 == segments.len();
-        let what = match scan.end {
-            End::Whole => {
-                found.last = newest.then_some((segment.index, bytes.len() as u64));
-                None
-            }
-            End::Torn { offset } if newest => {
-                found.torn_bytes = bytes.len() as u64 - offset;
-                found.last = Some((segment.index, offset));
-                None
-            }
-            End::Torn { offset } => Some((offset, "the segment is cut short".to_owned())),
-            End::Damaged { offset, what } => Some((offset, what)),
-        };
-        let mut state = scan.state;
-        if let Some((offset, what)) = what
-            && !segment.damaged
-        {
-            let aside = segment.set_aside()?;
-            found.damaged.push(Problem { path: aside, offset, what });
-        }
-        if newest && found.last.is_some() && segment.damaged {
-            found.last = None;
-        }
-        if found.last.is_none() {
-            // What the damage swallowed may have included the clean end.
-            state.stopped = false;
-        }
-        before = Some(state);
-    }
-    found.state = before.unwrap_or_default();
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -86,7 +86,10 @@ pub fn read_with(folder: &Path, mut visit: impl FnMut(&Record)) -> Result<Conten
         let bytes = match fs::read(&segment.path) {
             Ok(bytes) => bytes,
             // The writer removes its oldest segments meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && before.is_none() => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                before = None;
+                continue;
+            }
             Err(error) => {
                 return Err(error).with_context(|| format!("reading {}", segment.path.display()));
             }

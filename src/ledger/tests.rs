@@ -216,6 +216,34 @@ fn segments_follow_each_other_and_the_oldest_go_first() {
 }
 
 #[test]
+fn a_ledger_is_read_while_it_is_written_and_trimmed() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits { max_bytes: 8 * 4096, ..SMALL };
+    let (mut ledger, _) = Ledger::open_with(folder.path(), limits, Box::new(Direct), NOW).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            (1..=20_000).for_each(|part| ledger.append(&accept(part)).unwrap());
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            let mut ids = Vec::new();
+            let contents = read_with(folder.path(), |record| ids.push(record.part.0)).unwrap();
+            assert_eq!(contents.problems, []);
+            assert!(ids.is_sorted());
+        }
+    });
+    assert_eq!(survey(folder.path()).unwrap().tally.accepted, 20_000);
+}
+
+#[test]
+fn the_config_has_defaults_and_knows_its_keys() {
+    let config: Config = toml::from_str("folder = 'here'").unwrap();
+    assert_eq!((config.folder, config.max_gib), (PathBuf::from("here"), 2.0));
+    assert!(toml::from_str::<Config>("folder = 'here'\nmax_gb = 2").is_err());
+}
+
+#[test]
 fn damage_in_an_old_segment_does_not_stop_the_line_and_is_found() {
     let folder = tempfile::tempdir().unwrap();
     let (mut ledger, _) = open(folder.path());

@@ -153,11 +153,9 @@ fn silent_and_slow_clients_are_closed_and_make_room() {
     let mut silent = connect(&running);
     let mut slow = connect(&running);
     let mut good = connect(&running);
-    let mut slow_bytes = 0;
-    for _ in 0..30 {
+    for round in 0..30 {
         // Zeros on and on: the header is never whole. Refused means that it was closed already.
-        let _refused = slow.write_all(if slow_bytes < 5 { &[0] } else { &[] });
-        slow_bytes += 1;
+        let _refused = slow.write_all(if round < 5 { &[0] } else { &[] });
         newest(&mut good);
         thread::sleep(Duration::from_millis(50));
     }
@@ -233,4 +231,13 @@ fn limits_out_of_range_are_refused_by_name() {
         let error = Modbus::bind(&config).err().unwrap();
         assert!(error.to_string().contains(key), "{error}");
     }
+}
+
+#[test]
+fn the_config_has_defaults_and_knows_its_keys() {
+    let config: Config = toml::from_str("unit = 3").unwrap();
+    assert_eq!(config.unit, Some(3));
+    assert_eq!(config.listen, (Ipv4Addr::LOCALHOST, 1502).into());
+    config.check().unwrap();
+    assert!(toml::from_str::<Config>("port = 502").is_err());
 }
