@@ -31,7 +31,8 @@ pub struct Part {
     /// The printer's error.
     print_shift: Point,
     ink_density: f32,
-    grain: u32,
+    /// The random values that [`Part::noise`] runs between.
+    grain: Box<[u8; (GRAIN * GRAIN) as usize]>,
     belt_shift: Point,
     pub inks: Inks,
     pub missing_hole: Option<usize>,
@@ -74,6 +75,8 @@ pub const TEXT_RADIUS: f32 = 0.69;
 impl Part {
     pub fn draw(width_px: f32, height_px: f32, rng: &mut impl Rng) -> Part {
         let half_px = width_px.min(height_px) / 2.0;
+        let mut grain = Box::new([0; (GRAIN * GRAIN) as usize]);
+        rng.fill_bytes(&mut *grain);
         let mut about = |middle: f32, by: f32| middle + by * rng.random_range(-1.0..1.0f32);
         let turn = Turn::by(about(0.0, 0.12));
         let light_from = about(-2.25, 0.06);
@@ -95,7 +98,7 @@ impl Part {
             print_shift: [about(0.0, 0.006), about(0.0, 0.006)],
             ink_density: about(0.9, 0.04),
             belt_shift: [about(0.0, 3.0), about(0.0, 3.0)],
-            grain: rng.next_u32(),
+            grain,
             inks: Inks {
                 text: [0.09, 0.11, 0.17],
                 band: [0.07, 0.25, 0.50],
@@ -145,7 +148,7 @@ impl Part {
         let [u, v] = [x * self.pixel() + self.belt_shift[0], y * self.pixel() + self.belt_shift[1]];
         let weave = wave(26.0 * u) * wave(26.0 * v);
         let grain =
-            self.noise(u * 45.0, v * 45.0, ENDLESS) + 0.6 * self.noise(u * 9.0, v * 9.0, ENDLESS);
+            self.noise(u * 45.0, v * 45.0, GRAIN) + 0.6 * self.noise(u * 9.0, v * 9.0, GRAIN);
         let [lx, ly] = self.light_on_part;
         let from_shadow = length([point[0] + 0.06 * lx, point[1] + 0.06 * ly]) - 0.98;
         let shadow = 0.5 * (1.0 - from_shadow.max(0.0) / 0.15).max(0.0).powi(2);
@@ -170,7 +173,7 @@ impl Part {
             value * (1.0 - 0.5 * band(radius, [0.895, 0.913], pixel))
         };
         let hub = || {
-            let blasted = 0.52 + 0.05 * lobe + 0.03 * self.noise(x * 70.0, y * 70.0, ENDLESS);
+            let blasted = 0.52 + 0.05 * lobe + 0.03 * self.noise(x * 70.0, y * 70.0, GRAIN);
             let value = blend(facing(-lobe), blasted, cover(radius - 0.4, pixel));
             let value = blend(value, facing(-lobe), cover(radius - 0.2, pixel));
             let bore = 0.10 + 0.05 * (1.0 - lobe) * radius / 0.17;
@@ -199,7 +202,7 @@ impl Part {
         if let Some(bite) = &self.bite {
             // The fracture is rough and bright.
             let rim = cover(bite.distance(point) - 0.022, pixel);
-            let rough = 0.66 + 0.10 * self.noise(x * 60.0, y * 60.0, ENDLESS);
+            let rough = 0.66 + 0.10 * self.noise(x * 60.0, y * 60.0, GRAIN);
             color = mix(color, [rough; 3], 0.9 * rim);
         }
         color
@@ -232,10 +235,15 @@ impl Part {
             }
             return color;
         }
-        if (0.62..0.9).contains(&printed) {
-            let angle = angle();
-            let lines = scale(angle, printed, pixel).max(text(angle, printed, pixel));
-            color = ink(color, self.inks.text, lines);
+        if printed > 0.79 {
+            if printed < 0.9 {
+                color = ink(color, self.inks.text, scale(angle(), printed, pixel));
+            }
+            return color;
+        }
+        if printed > 0.6 && point[1] > 0.4 {
+            color = ink(color, self.inks.text, text(angle(), printed, pixel));
+            return color;
         }
         color = ink(color, self.inks.text, code(point, pixel));
         let (disc, check) = logo(point, pixel);
@@ -244,17 +252,16 @@ impl Part {
         color
     }
 
-    /// Value noise from -1 to 1; `v` returns to its beginning after `period`, a power of two.
+    /// Value noise from -1 to 1; `v` returns to its beginning after `period`, a power of two up
+    /// to `GRAIN`.
     fn noise(&self, u: f32, v: f32, period: i32) -> f32 {
         let (i, j) = (floor(u), floor(v));
         let (fu, fv) = (u - i as f32, v - j as f32);
         let (fu, fv) = (fu * fu * (3.0 - 2.0 * fu), fv * fv * (3.0 - 2.0 * fv));
         let (j, k) = (j & (period - 1), (j + 1) & (period - 1));
         let corner = |i: i32, j: i32| {
-            let mut h = (i as u32).wrapping_mul(0x9e37_79b1) ^ (j as u32).wrapping_mul(0x85eb_ca77);
-            h = (h ^ self.grain ^ (h >> 15)).wrapping_mul(0x2c1b_3c6d);
-            h = (h ^ (h >> 12)).wrapping_mul(0x297a_2d39);
-            (h ^ (h >> 15)) as f32 * (2.0 / u32::MAX as f32) - 1.0
+            let at = (i & (GRAIN - 1)) * GRAIN + j;
+            f32::from(self.grain[at as usize]) * (2.0 / 255.0) - 1.0
         };
         let top = blend(corner(i, j), corner(i + 1, j), fu);
         let bottom = blend(corner(i, k), corner(i + 1, k), fu);
@@ -305,8 +312,9 @@ pub fn to_stroke([x, y]: Point, [[ax, ay], [bx, by]]: [Point; 2]) -> f32 {
     length([x - ax - along * sx, y - ay - along * sy])
 }
 
-/// A period of noise beyond any part.
-const ENDLESS: i32 = 1 << 30;
+/// The noise repeats after so many steps either way. A table of bytes this large stays in the
+/// processor's first cache.
+const GRAIN: i32 = 128;
 
 /// The whole number below; `f32::floor` is a call into the C library on plain x86-64.
 fn floor(value: f32) -> i32 {
@@ -331,9 +339,6 @@ fn band(radius: f32, [from, to]: [f32; 2], pixel: f32) -> f32 {
 
 /// The dial's marks: one every 6 degrees, a long one every 30.
 fn scale(angle: f32, radius: f32, pixel: f32) -> f32 {
-    if !(0.78..0.9).contains(&radius) {
-        return 0.0;
-    }
     let mark = floor(angle / (TAU / 60.0) + 0.5);
     let long = mark % 5 == 0;
     let aside = (angle - mark as f32 * (TAU / 60.0)).abs() * radius;
