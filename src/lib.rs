@@ -5,8 +5,8 @@
 //! what crosses the rooms, [`pipeline`] owns the threads and queues, [`detector`] scores it with
 //! layers from [`nn`] and arithmetic from [`ops`], [`verdict`] decides, [`tracker`] keeps the
 //! deadlines, [`output`] tells the PLC, [`ledger`] records, [`archive`] keeps evidence and
-//! [`telemetry`] counts. The workshop ([`dataset`], [`metrics`], [`calibrate`], [`eval`]) makes and judges
-//! models; nothing above it uses it.
+//! [`telemetry`] counts; [`picture`] draws for people. The workshop ([`teach`], [`calibrate`],
+//! [`dataset`], [`metrics`], [`eval`]) makes and judges models; nothing above it uses it.
 
 pub mod archive;
 pub mod camera;
@@ -28,6 +28,7 @@ pub mod calibrate;
 pub mod dataset;
 pub mod eval;
 pub mod metrics;
+pub mod teach;
 
 #[cfg(test)]
 #[path = "../tests/shared/mod.rs"]

@@ -1,11 +1,18 @@
 //! Layers and backbones that detectors share.
 
 pub mod compact;
+pub mod conv;
+mod pth;
 pub mod resnet;
 pub mod weights;
 
-use anyhow::Result;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
+
+use weights::Weights;
 
 /// Which feature extractor: the embedded one or a torchvision network with the user's weight file.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,12 +21,47 @@ pub enum BackboneSpec {
     Compact,
     ResNet {
         depth: resnet::Depth,
-        weights: std::path::PathBuf,
+        weights: PathBuf,
     },
 }
 
+/// `compact`, `resnet18:PATH`, `resnet34:PATH`, `resnet50:PATH` or `wide_resnet50_2:PATH`.
+impl FromStr for BackboneSpec {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (word, path) = text.split_once(':').unwrap_or((text, ""));
+        if text == "compact" {
+            return Ok(Self::Compact);
+        }
+        ensure!(word != "compact", "backbone {text}: compact is in the binary and takes no file");
+        let depth = resnet::Depth::ALL.into_iter().find(|depth| depth.word() == word);
+        let Some(depth) = depth else {
+            anyhow::bail!(
+                "backbone {text}: not known; say compact, resnet18:FILE, resnet34:FILE, \
+                 resnet50:FILE or wide_resnet50_2:FILE"
+            );
+        };
+        ensure!(
+            !path.is_empty(),
+            "backbone {text}: needs its weight file (safetensors or zip .pth), as {word}:FILE"
+        );
+        Ok(Self::ResNet { depth, weights: path.into() })
+    }
+}
+
+impl BackboneSpec {
+    /// `compact`, `resnet18`, …, without the path.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Compact => "compact",
+            Self::ResNet { depth, .. } => depth.word(),
+        }
+    }
+}
+
 /// A frozen feature extractor, batch norm folded.
-pub trait Backbone: Send {
+pub trait Backbone: Send + Sync {
     /// `xs` [B, 3, H, W], ImageNet-normalised → features after layer1, layer2, layer3 (and layer4
     /// where asked for): [B, C1, H/4, W/4], [B, C2, H/8, W/8], …
     fn levels(&self, xs: &Tensor) -> Result<Vec<Tensor>>;
@@ -29,11 +71,17 @@ pub trait Backbone: Send {
     fn sha256(&self) -> &str;
 }
 
-/// Loads a backbone up to layer `last_layer` (3 or 4; the compact one has 3).
-pub fn load(
-    _spec: &BackboneSpec,
-    _last_layer: usize,
-    _device: &Device,
-) -> Result<Box<dyn Backbone>> {
-    anyhow::bail!("nn")
+/// Loads a backbone up to layer `last_layer` (1 to 4; the compact one has
+/// exactly 3).
+pub fn load(spec: &BackboneSpec, last_layer: usize, device: &Device) -> Result<Box<dyn Backbone>> {
+    match spec {
+        BackboneSpec::Compact => {
+            ensure!(last_layer == 3, "the compact backbone ends with layer 3, not {last_layer}");
+            Ok(Box::new(compact::Compact::embedded(device)?))
+        }
+        BackboneSpec::ResNet { depth, weights } => {
+            let weights = Weights::open(weights)?;
+            Ok(Box::new(resnet::ResNet::load(*depth, last_layer, &weights, device)?))
+        }
+    }
 }

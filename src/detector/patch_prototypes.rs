@@ -1,1 +1,520 @@
-//! To be written.
+//! Nearest-prototype search over patch features: the PatchCore family (Roth et al. 2022, "Towards
+//! Total Recall in Industrial Anomaly Detection").
+//!
+//! Levels 2 and 3 of a frozen backbone, each averaged over 3 × 3 neighbourhoods, level 3 brought
+//! to level 2's grid and laid beside it: one feature a patch of 8 × 8 pixels. The memory bank
+//! holds prototypes, a coreset of the patch features of good parts. A patch is as anomalous as it
+//! is far from the nearest prototype (L2, not squared).
+//!
+//! The image score is the distance s* of the worst patch m*test, re-weighted by eq. 7 as anomalib
+//! reads it: w = 1 − exp(d(m*test, m*)) / Σ exp(d(m*test, m)), the sum over the b = 9 prototypes
+//! nearest to m*, m* itself among them; distances are not normalised. As m* is the nearest of all,
+//! w lies in [8/9, 1) (for b = 9): it orders parts, it does not excuse them.
+//!
+//! Letters: B pictures, C channels, D = C2 + C3, H × W input size, P = H/8 · W/8 patches, N
+//! prototypes.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::bundle;
+use super::input::Input;
+use super::{AnomalyMap, Detection, Detector};
+use crate::frame::Image;
+use crate::nn::resnet::{Depth, ResNet};
+use crate::nn::weights::Weights;
+use crate::nn::{self, Backbone, BackboneSpec};
+use crate::ops::gaussian::Gaussian;
+use crate::ops::interpolate::{Align, bilinear, bilinear_planes};
+use crate::ops::nearest_prototype::{Nearest, PrototypeBank, squared_distance};
+use crate::ops::neighbourhood::average_3x3;
+
+/// The word for this system in a card.
+pub const SYSTEM: &str = "patch_prototypes";
+
+/// b of eq. 7; the paper's and anomalib's number.
+pub const NEIGHBOURS: usize = 9;
+
+/// Blur of the full-size anomaly map, pixels; the paper's σ (section 4.1).
+pub const SIGMA_PX: f32 = 4.0;
+
+/// Side of the neighbourhoods that features are averaged over; the paper's p.
+pub const NEIGHBOURHOOD: usize = 3;
+
+/// Feature levels used, the shallower first; its grid is the patches'.
+pub const LEVELS: [usize; 2] = [2, 3];
+
+/// Input pixels along a patch: the stride of level 2.
+const PATCH_PX: usize = 8;
+
+/// This system's part of `model.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Card {
+    pub levels: Vec<usize>,
+    /// Side of the neighbourhoods that features are averaged over.
+    pub neighbourhood: usize,
+    /// N, rows of the memory bank.
+    pub count: usize,
+    /// D, channels of a prototype.
+    pub dims: usize,
+    /// Patches of good parts that the prototypes were chosen from.
+    pub patches: usize,
+    /// Dimensions that features were randomly projected to for the choice.
+    pub projected_dims: usize,
+}
+
+/// Patch features of pictures, by one backbone at one input size.
+pub struct PatchFeatures {
+    input: Input,
+    backbone: Box<dyn Backbone>,
+}
+
+/// A frozen backbone, and its tensors where a bundle has to carry them.
+pub struct LoadedBackbone {
+    pub backbone: Box<dyn Backbone>,
+    /// By torchvision's names, up to layer3; empty for the backbone that is in the program.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+/// The detector: patch features against the memory bank.
+pub struct PatchPrototypes {
+    features: PatchFeatures,
+    bank: PrototypeBank,
+    /// N · b indices: the b prototypes nearest to each, itself first.
+    neighbours: Vec<u32>,
+    blur: Gaussian,
+}
+
+/// Reads a backbone as deep as this system needs it.
+pub fn load_backbone(spec: &BackboneSpec) -> Result<LoadedBackbone> {
+    match spec {
+        BackboneSpec::Compact => Ok(LoadedBackbone {
+            backbone: nn::load(spec, DEEPEST, &Device::Cpu)?,
+            tensors: BTreeMap::new(),
+        }),
+        BackboneSpec::ResNet { depth, weights } => {
+            let weights = Weights::open(weights)?;
+            let backbone = Box::new(ResNet::load(*depth, DEEPEST, &weights, &Device::Cpu)?);
+            let needed = |name: &str| {
+                let stem = ["conv1.", "bn1."].iter().any(|part| name.starts_with(part));
+                let layer = (1..=DEEPEST).any(|n| name.starts_with(&format!("layer{n}.")));
+                (stem || layer) && !name.ends_with("num_batches_tracked")
+            };
+            let tensors = weights
+                .tensors()
+                .filter(|(name, _)| needed(name))
+                .map(|(name, tensor)| (name.to_owned(), tensor.clone()))
+                .collect();
+            Ok(LoadedBackbone { backbone, tensors })
+        }
+    }
+}
+
+impl PatchFeatures {
+    pub fn new(input: Input, backbone: Box<dyn Backbone>) -> Result<PatchFeatures> {
+        input.check()?;
+        Ok(PatchFeatures { input, backbone })
+    }
+
+    /// Patches of a picture, rows and columns.
+    pub fn grid(&self) -> (usize, usize) {
+        grid(self.input)
+    }
+
+    /// D.
+    pub fn dims(&self) -> usize {
+        dims(self.backbone.as_ref())
+    }
+
+    /// `[B·P, D]` as rows, patches from left to right and top to bottom.
+    pub fn extract(&self, images: &[&Image]) -> Result<Vec<f32>> {
+        let xs = self.input.tensor(images, &Device::Cpu)?; // [B, 3, H, W]
+        let levels = self.backbone.levels(&xs)?;
+        let (rows, columns) = self.grid();
+        let mut grids = Vec::with_capacity(LEVELS.len());
+        for level in LEVELS {
+            let grid = average_3x3(&levels[level - 1])?;
+            let (_, _, h, w) = grid.dims4()?;
+            let fits = (h, w) == (rows, columns);
+            let to = (rows, columns);
+            grids.push(if fits { grid } else { bilinear(&grid, to, Align::HalfPixel)? });
+        }
+        let features = Tensor::cat(&grids, 1)?; // [B, D, H/8, W/8]
+        let features = features.permute((0, 2, 3, 1))?.contiguous()?; // [B, H/8, W/8, D]
+        Ok(features.flatten_all()?.to_vec1()?)
+    }
+}
+
+/// Patches of a picture at this input size, rows and columns.
+pub fn grid(input: Input) -> (usize, usize) {
+    (input.height / PATCH_PX, input.width / PATCH_PX)
+}
+
+/// D: channels of a patch feature.
+pub fn dims(backbone: &dyn Backbone) -> usize {
+    LEVELS.iter().map(|level| backbone.channels()[level - 1]).sum()
+}
+
+impl PatchPrototypes {
+    /// `prototypes` are the rows `[N, D]` of the memory bank.
+    ///
+    /// # Errors
+    /// Fewer prototypes than the re-weighting looks at, rows that do not fit the features.
+    pub fn new(features: PatchFeatures, prototypes: Vec<f32>) -> Result<PatchPrototypes> {
+        let dims = features.dims();
+        let count = prototypes.len() / dims;
+        ensure!(
+            count >= NEIGHBOURS && count * dims == prototypes.len(),
+            "{count} prototypes: a memory bank needs at least {NEIGHBOURS}"
+        );
+        let bank = PrototypeBank::new(prototypes, dims)?;
+        let neighbours = neighbours(&bank)?;
+        Ok(PatchPrototypes { features, bank, neighbours, blur: Gaussian::new(SIGMA_PX) })
+    }
+
+    /// From the tensors of a bundle: `prototypes` [N, D] and, for a user's backbone, its tensors
+    /// under `backbone.`.
+    pub fn from_bundle(
+        card: &bundle::Card,
+        mut tensors: BTreeMap<String, Tensor>,
+    ) -> Result<PatchPrototypes> {
+        let rows = tensors.remove("prototypes").context("weights: tensor prototypes is missing")?;
+        let expected = &card.prototypes;
+        ensure!(
+            expected.levels == LEVELS && expected.neighbourhood == NEIGHBOURHOOD,
+            "prototypes.levels = {:?}, prototypes.neighbourhood = {}: this inspectd computes \
+             {LEVELS:?} and {NEIGHBOURHOOD}",
+            expected.levels,
+            expected.neighbourhood
+        );
+        ensure!(
+            rows.dims() == [expected.count, expected.dims],
+            "the memory bank is {:?}, the card says [{}, {}]",
+            rows.dims(),
+            expected.count,
+            expected.dims
+        );
+        let features = PatchFeatures::new(card.input, bundled_backbone(card, tensors)?)?;
+        ensure!(
+            features.dims() == expected.dims,
+            "{} features have {} channels, the card says {}",
+            card.backbone.network,
+            features.dims(),
+            expected.dims
+        );
+        PatchPrototypes::new(features, rows.flatten_all()?.to_vec1()?)
+    }
+
+    /// What a bundle keeps, to be read by [`PatchPrototypes::from_bundle`].
+    pub fn tensors(&self, backbone: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+        let shape = (self.bank.len(), self.bank.dim());
+        let rows = Tensor::from_slice(self.bank.rows(), shape, &Device::Cpu)?;
+        let named =
+            backbone.iter().map(|(name, tensor)| (format!("{BACKBONE}{name}"), tensor.clone()));
+        Ok(named.chain([("prototypes".to_owned(), rows)]).collect())
+    }
+
+    /// Score and map of one picture: `features` [P, D], `nearest` the P nearest prototypes.
+    fn judge(
+        &self,
+        features: &[f32],
+        nearest: &[Nearest],
+        blur: &mut Gaussian,
+    ) -> Result<Detection> {
+        let (rows, columns) = self.features.grid();
+        let distances: Vec<f32> = nearest.iter().map(|n| n.distance2.sqrt()).collect();
+        ensure!(
+            distances.iter().all(|distance| distance.is_finite()),
+            "a patch distance is not a finite number"
+        );
+        let worst = first_largest(&distances);
+        let prototype = nearest[worst].index;
+        let dims = self.bank.dim();
+        let patch = &features[worst * dims..(worst + 1) * dims];
+        let score = distances[worst] * self.weight(patch, prototype, distances[worst]);
+        ensure!(score.is_finite(), "the image score is not a finite number");
+
+        let Input { width, height } = self.features.input;
+        let (from, to) = ((rows, columns), (height, width));
+        let mut scores = bilinear_planes(&distances, from, to, Align::HalfPixel);
+        blur.blur(&mut scores, width);
+        Ok(Detection { score, map: AnomalyMap { width, height, scores } })
+    }
+
+    /// w of eq. 7 for a patch whose nearest prototype is `nearest`, `distance` away.
+    fn weight(&self, patch: &[f32], nearest: u32, distance: f32) -> f32 {
+        let first = nearest as usize * NEIGHBOURS;
+        let others = &self.neighbours[first + 1..first + NEIGHBOURS];
+        let others = others
+            .iter()
+            .map(|&other| squared_distance(patch, self.bank.row(other as usize)).sqrt());
+        // exp of plain distances overflows f32 from 88; only their differences matter
+        let total: f32 = 1.0 + others.map(|other| (other - distance).exp()).sum::<f32>();
+        1.0 - 1.0 / total
+    }
+}
+
+impl Detector for PatchPrototypes {
+    fn detect(&mut self, images: &[&Image]) -> Result<Vec<Detection>> {
+        let features = self.features.extract(images)?; // [B·P, D]
+        let nearest = self.bank.nearest(&features)?;
+        let (rows, columns) = self.features.grid();
+        let patches = rows * columns;
+        features
+            .par_chunks_exact(patches * self.bank.dim())
+            .zip(nearest.par_chunks_exact(patches))
+            .map_init(
+                || self.blur.clone(),
+                |blur, (features, nearest)| self.judge(features, nearest, blur),
+            )
+            .collect()
+    }
+}
+
+/// The deepest level used.
+const DEEPEST: usize = LEVELS[LEVELS.len() - 1];
+
+/// Before the backbone's tensor names in `weights.safetensors`.
+const BACKBONE: &str = "backbone.";
+
+fn bundled_backbone(
+    card: &bundle::Card,
+    tensors: BTreeMap<String, Tensor>,
+) -> Result<Box<dyn Backbone>> {
+    let network = card.backbone.network.as_str();
+    if network == BackboneSpec::Compact.word() {
+        let backbone = nn::load(&BackboneSpec::Compact, DEEPEST, &Device::Cpu)?;
+        ensure!(
+            backbone.sha256() == card.backbone.sha256,
+            "it was taught on another compact backbone (SHA-256 {}, this inspectd has {}): teach \
+             again with this inspectd",
+            card.backbone.sha256,
+            backbone.sha256()
+        );
+        return Ok(backbone);
+    }
+    let Some(depth) = Depth::ALL.into_iter().find(|depth| depth.word() == network) else {
+        bail!("backbone.network = \"{network}\" is not known to this inspectd");
+    };
+    let bare = tensors
+        .into_iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix(BACKBONE)?.to_owned(), tensor)))
+        .collect();
+    let weights = Weights::from_tensors("weights.safetensors", bare)?;
+    Ok(Box::new(ResNet::load(depth, DEEPEST, &weights, &Device::Cpu)?))
+}
+
+/// The b prototypes nearest to each, itself first.
+fn neighbours(bank: &PrototypeBank) -> Result<Vec<u32>> {
+    let ranked = bank.top(bank.rows(), NEIGHBOURS)?;
+    let mut neighbours = Vec::with_capacity(bank.len() * NEIGHBOURS);
+    for (own, ranked) in ranked.chunks_exact(NEIGHBOURS).enumerate() {
+        // a twin of this prototype may come before it
+        let own = own as u32;
+        let others = ranked.iter().map(|near| near.index).filter(|&i| i != own);
+        neighbours.push(own);
+        neighbours.extend(others.take(NEIGHBOURS - 1));
+    }
+    Ok(neighbours)
+}
+
+fn first_largest(values: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{GrayImage, Luma};
+    use rand::{Rng, RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// Levels that are block means of the picture: 1, 2 and 3 channels, strides 4, 8 and 16.
+    struct BlockMeans {
+        spoilt: bool,
+    }
+
+    impl Backbone for BlockMeans {
+        fn levels(&self, xs: &Tensor) -> Result<Vec<Tensor>> {
+            [(1, 4), (2, 8), (3, 16)]
+                .map(|(channels, stride)| {
+                    let level = xs.avg_pool2d(stride)?.narrow(1, 0, channels)?;
+                    let scale = if self.spoilt { f64::NAN } else { stride as f64 };
+                    Ok((level * scale)?)
+                })
+                .into_iter()
+                .collect()
+        }
+
+        fn channels(&self) -> &[usize] {
+            &[1, 2, 3]
+        }
+
+        fn sha256(&self) -> &str {
+            ""
+        }
+    }
+
+    const INPUT: Input = Input { width: 96, height: 64 };
+
+    fn noise(seed: u64) -> Image {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        Image::Gray(GrayImage::from_fn(96, 64, |_, _| Luma([(rng.next_u32() >> 24) as u8])))
+    }
+
+    fn detector(spoilt: bool) -> PatchPrototypes {
+        let features = PatchFeatures::new(INPUT, Box::new(BlockMeans { spoilt })).unwrap();
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let prototypes = (0..40 * 5).map(|_| rng.random::<f32>() * 8.0 - 4.0).collect();
+        PatchPrototypes::new(features, prototypes).unwrap()
+    }
+
+    /// A plane of a level averaged over 3 × 3, the border filled with zeros and counted.
+    fn averaged(plane: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (h, w) = (plane.len() as i64, plane[0].len() as i64);
+        let at = |y: i64, x: i64| {
+            if (0..h).contains(&y) && (0..w).contains(&x) {
+                plane[y as usize][x as usize]
+            } else {
+                0.0
+            }
+        };
+        let mean = |y: i64, x: i64| {
+            (-1..=1)
+                .flat_map(|dy| (-1..=1).map(move |dx| (dy, dx)))
+                .map(|(dy, dx)| at(y + dy, x + dx))
+                .sum::<f64>()
+                / 9.0
+        };
+        (0..h).map(|y| (0..w).map(|x| mean(y, x)).collect()).collect()
+    }
+
+    /// Twice the size, pixel centres aligned, edges held.
+    fn doubled(plane: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let line = |values: &[f64]| -> Vec<f64> {
+            let last = values.len() as i64 - 1;
+            (0..2 * values.len() as i64)
+                .map(|o| {
+                    let (near, far) =
+                        (o / 2, (o / 2 + if o % 2 == 0 { -1 } else { 1 }).clamp(0, last));
+                    0.75 * values[near as usize] + 0.25 * values[far as usize]
+                })
+                .collect()
+        };
+        let wide: Vec<Vec<f64>> = plane.iter().map(|row| line(row)).collect();
+        let columns =
+            (0..wide[0].len()).map(|x| line(&wide.iter().map(|row| row[x]).collect::<Vec<_>>()));
+        let columns: Vec<Vec<f64>> = columns.collect();
+        (0..columns[0].len()).map(|y| columns.iter().map(|column| column[y]).collect()).collect()
+    }
+
+    /// Patch features of one picture by plain loops in f64.
+    fn plain_features(image: &Image) -> Vec<Vec<f64>> {
+        let xs = INPUT.tensor(&[image], &Device::Cpu).unwrap();
+        let xs = xs.squeeze(0).unwrap().to_vec3::<f32>().unwrap();
+        let block_mean = |channel: usize, stride: usize| -> Vec<Vec<f64>> {
+            let mean = |y: usize, x: usize| {
+                let rows = &xs[channel][y * stride..(y + 1) * stride];
+                let sum: f64 = rows
+                    .iter()
+                    .flat_map(|row| &row[x * stride..(x + 1) * stride])
+                    .map(|v| f64::from(*v))
+                    .sum();
+                sum / (stride * stride) as f64 * stride as f64
+            };
+            (0..64 / stride).map(|y| (0..96 / stride).map(|x| mean(y, x)).collect()).collect()
+        };
+        let mut planes: Vec<_> = (0..2).map(|c| averaged(&block_mean(c, 8))).collect();
+        planes.extend((0..3).map(|c| doubled(&averaged(&block_mean(c, 16)))));
+        (0..8 * 12).map(|p| planes.iter().map(|plane| plane[p / 12][p % 12]).collect()).collect()
+    }
+
+    #[test]
+    fn the_score_is_eq_7_on_features_computed_by_hand() {
+        let mut detector = detector(false);
+        let bank: Vec<Vec<f64>> = detector
+            .bank
+            .rows()
+            .chunks(5)
+            .map(|row| row.iter().map(|v| f64::from(*v)).collect())
+            .collect();
+        let d = |a: &[f64], b: &[f64]| {
+            a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
+        };
+        for seed in 0..5 {
+            let image = noise(seed);
+            let got = detector.detect(&[&image]).unwrap().pop().unwrap();
+            let nearest = plain_features(&image).into_iter().map(|patch| {
+                let (i, distance) = bank
+                    .iter()
+                    .map(|row| d(&patch, row))
+                    .enumerate()
+                    .min_by(|a, b| a.1.total_cmp(&b.1))
+                    .unwrap();
+                (distance, i, patch)
+            });
+            let (worst, star, patch) = nearest.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+            let mut around: Vec<f64> = (0..bank.len()).map(|i| d(&bank[star], &bank[i])).collect();
+            let mut order: Vec<usize> = (0..bank.len()).collect();
+            order.sort_by(|&a, &b| around[a].total_cmp(&around[b]));
+            around = order[..9].iter().map(|&i| d(&patch, &bank[i]).exp()).collect();
+            let want = (1.0 - worst.exp() / around.iter().sum::<f64>()) * worst;
+            // f32 sums of 256 pixels and 5 squares
+            assert!((f64::from(got.score) - want).abs() < 1e-5 * want, "{} {want}", got.score);
+            assert!(want < worst && want > worst * 8.0 / 9.0);
+        }
+    }
+
+    #[test]
+    fn the_map_is_as_large_as_the_input_and_highest_where_the_part_differs() {
+        let flat = GrayImage::from_pixel(96, 64, Luma([90]));
+        let mut spotted = flat.clone();
+        for (x, y) in (60..72).flat_map(|x| (20..32).map(move |y| (x, y))) {
+            spotted.put_pixel(x, y, Luma([250]));
+        }
+        let features = PatchFeatures::new(INPUT, Box::new(BlockMeans { spoilt: false })).unwrap();
+        let rows = features.extract(&[&Image::Gray(flat)]).unwrap();
+        let mut detector = PatchPrototypes::new(features, rows).unwrap();
+        let map = detector.detect(&[&Image::Gray(spotted)]).unwrap().pop().unwrap().map;
+        assert_eq!((map.width, map.height, map.scores.len()), (96, 64, 96 * 64));
+        let peak = first_largest(&map.scores);
+        let (x, y) = (peak % 96, peak / 96);
+        assert!((56..76).contains(&x) && (16..36).contains(&y), "peak at {x}, {y}");
+        assert!(map.scores[0] < 0.05 * map.scores[peak]);
+    }
+
+    #[test]
+    fn a_batch_says_what_each_picture_alone_says() {
+        let mut detector = detector(false);
+        let images = [noise(1), noise(2), noise(3)];
+        let together = detector.detect(&images.iter().collect::<Vec<_>>()).unwrap();
+        for (image, together) in images.iter().zip(together) {
+            assert_eq!(detector.detect(&[image]).unwrap(), [together]);
+        }
+    }
+
+    #[test]
+    fn features_that_are_not_finite_are_an_error_and_no_score() {
+        let error = detector(true).detect(&[&noise(1)]).unwrap_err().to_string();
+        assert!(error.contains("not a finite number"), "{error}");
+    }
+
+    #[test]
+    fn a_bank_too_small_to_re_weight_with_is_refused() {
+        let features = PatchFeatures::new(INPUT, Box::new(BlockMeans { spoilt: false })).unwrap();
+        let error = PatchPrototypes::new(features, vec![0.5; 8 * 5]).err().unwrap();
+        assert!(error.to_string().contains("at least 9"), "{error}");
+    }
+}

@@ -1,0 +1,152 @@
+//! The card of a bundle, `model.toml`: where the model comes from and what it promises.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::{EXPECTED, VERSION, WEIGHTS, picture_name};
+use crate::detector::input::Input;
+use crate::detector::patch_prototypes;
+
+/// `model.toml`: where the model comes from and what it promises.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Card {
+    /// `patch_prototypes`, later `destseg`, …
+    pub system: String,
+    pub version: u32,
+    /// The version of the program that made it, and its git revision or `unknown`.
+    pub inspectd: String,
+    pub revision: String,
+    /// What every draw came from: split, projection, first centre.
+    pub seed: u64,
+    pub input: Input,
+    pub backbone: BackboneCard,
+    pub prototypes: patch_prototypes::Card,
+    pub threshold: Threshold,
+    pub calibration: Calibration,
+    pub training_data: TrainingData,
+    /// SHA-256 of every other file of the bundle, hex, by its name in the folder.
+    pub files: BTreeMap<String, String>,
+}
+
+/// Which feature extractor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackboneCard {
+    /// `compact` (in the program), or a network whose tensors are in `weights.safetensors`:
+    /// `resnet18`, `resnet34`, `resnet50`, `wide_resnet50_2`.
+    pub network: String,
+    /// SHA-256 of the weight file it was taught with, hex.
+    pub sha256: String,
+}
+
+/// The decision limits found in calibration, raw score units.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Threshold {
+    /// A part is rejected when its image score is at or above this.
+    pub score: f32,
+    /// The same promise for the largest value of the anomaly map; used where regions are judged.
+    pub map: f32,
+}
+
+/// How the limits were chosen; see [`crate::calibrate`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    pub rule: Rule,
+    /// The rate of good parts rejected that was asked for: 0.001 is 1000 ppm.
+    pub false_rejects: f64,
+    /// Good parts that the limits were found on; none of them is in the memory bank.
+    pub held_out: usize,
+    /// Held-out good parts that the conformal rule needs for this rate.
+    pub needed: usize,
+    /// Image scores of the held-out good parts.
+    pub scores: Spread,
+    /// The largest values of their anomaly maps.
+    pub map_maxima: Spread,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// A promise that assumes nothing of the scores.
+    Conformal,
+    /// Too few parts for a promise: an estimate that takes good scores for normal.
+    Extrapolated,
+}
+
+/// How scores lie, raw units.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spread {
+    pub min: f32,
+    pub median: f32,
+    pub max: f32,
+    pub mean: f32,
+    pub std: f32,
+}
+
+/// The pictures a model was made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingData {
+    /// SHA-256 over the names and contents of the pictures used, sorted by name.
+    pub sha256: String,
+    /// Pictures in the memory bank.
+    pub taught: usize,
+    /// Pictures kept back for the thresholds.
+    pub held_out: usize,
+    /// Bits a sample that 16-bit grey files carried; a camera on the line must say the same.
+    pub significant_bits: u32,
+    /// Files that could not be read.
+    pub unreadable: usize,
+    /// Files left out because another has the very same pixels.
+    pub copies: usize,
+}
+
+impl Card {
+    /// What must hold of any card, whoever wrote it.
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            self.version == VERSION,
+            "version = {}: this inspectd ({}) reads bundles of version {VERSION}; teach again, or \
+             use the inspectd that made it ({})",
+            self.version,
+            env!("CARGO_PKG_VERSION"),
+            self.inspectd
+        );
+        self.input.check()?;
+        for (key, value) in [("score", self.threshold.score), ("map", self.threshold.map)] {
+            ensure!(
+                value.is_finite() && value > 0.0,
+                "threshold.{key} = {value}: must be a number above 0"
+            );
+        }
+        for name in [WEIGHTS, EXPECTED] {
+            ensure!(self.files.contains_key(name), "files: \"{name}\" is not listed");
+        }
+        let pictures = self.pictures();
+        ensure!(pictures > 0, "files: no golden picture is listed; the model can't be sealed");
+        let known = |name: &str| {
+            name == WEIGHTS || name == EXPECTED || (0..pictures).any(|i| name == picture_name(i))
+        };
+        for (name, hash) in &self.files {
+            ensure!(
+                known(name),
+                "files: \"{name}\" has no place in a bundle (a name is fixed, never a path)"
+            );
+            ensure!(
+                hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()),
+                "files: \"{name}\" = \"{hash}\" is not a SHA-256 in hex"
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) fn pictures(&self) -> usize {
+        (0..).take_while(|&i| self.files.contains_key(&picture_name(i))).count()
+    }
+}
