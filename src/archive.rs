@@ -209,8 +209,8 @@ impl Archive {
         let stays = self.stock.foreign_bytes();
         if stays.saturating_add(room) > self.max_bytes {
             bail!(
-                "archive.max_gib allows {} bytes, {stays} of them are taken by files that are \
-                 not inspectd's, and this part needs {room}",
+                "archive.max_gib allows {} bytes, {stays} of them are taken by the folder and \
+                 files that are not inspectd's, and this part needs {room}",
                 self.max_bytes
             );
         }
