@@ -97,6 +97,13 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         self.queue.check()?;
+        self.ledger.check()?;
+        if let Some(archive) = &self.archive {
+            archive.check()?;
+        }
+        if let Some(modbus) = &self.output.modbus {
+            modbus.check()?;
+        }
         if self.cameras.is_empty() {
             bail!("there is no [[camera]]; a line needs at least one");
         }

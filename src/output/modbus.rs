@@ -89,17 +89,17 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         ensure!(
             (1..=256).contains(&self.max_clients),
-            "modbus.max_clients = {} is not in 1..=256",
+            "output.modbus.max_clients = {} is not in 1..=256",
             self.max_clients
         );
         ensure!(
             (1.0..=86_400.0).contains(&self.idle_s),
-            "modbus.idle_s = {} is not in 1..=86400",
+            "output.modbus.idle_s = {} is not in 1..=86400",
             self.idle_s
         );
         ensure!(
             (50..=60_000).contains(&self.plc_heartbeat_ms),
-            "modbus.plc_heartbeat_ms = {} is not in 50..=60000",
+            "output.modbus.plc_heartbeat_ms = {} is not in 50..=60000",
             self.plc_heartbeat_ms
         );
         Ok(())
@@ -129,7 +129,7 @@ impl Modbus {
     pub fn bind(config: &Config) -> Result<Modbus> {
         config.check()?;
         let listener = TcpListener::bind(config.listen).with_context(|| {
-            format!("modbus.listen = {}: the port can't be taken", config.listen)
+            format!("output.modbus.listen = {}: the port can't be taken", config.listen)
         })?;
         let local_addr = listener.local_addr().context("modbus: asking for the port")?;
         let poll = Poll::new().context("modbus: making a poll")?;
