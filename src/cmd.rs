@@ -1,3 +1,4 @@
 //! One file a subcommand: its `Args` and `run`.
 
+pub mod eval;
 pub mod teach;

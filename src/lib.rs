@@ -5,8 +5,8 @@
 //! what crosses the rooms, [`pipeline`] owns the threads and queues, [`detector`] scores it with
 //! layers from [`nn`] and arithmetic from [`ops`], [`verdict`] decides, [`tracker`] keeps the
 //! deadlines, [`output`] tells the PLC, [`ledger`] records, [`archive`] keeps evidence and
-//! [`telemetry`] counts. The workshop ([`dataset`], [`metrics`], [`calibrate`], [`teach`]) makes and judges
-//! models; nothing above it uses it.
+//! [`telemetry`] counts; [`picture`] draws for people. The workshop ([`teach`], [`calibrate`],
+//! [`dataset`], [`metrics`], [`eval`]) makes and judges models; nothing above it uses it.
 
 pub mod archive;
 pub mod camera;
@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod nn;
 pub mod ops;
 pub mod output;
+pub mod picture;
 pub mod pipeline;
 pub mod telemetry;
 pub mod tracker;
@@ -25,6 +26,7 @@ pub mod verdict;
 
 pub mod calibrate;
 pub mod dataset;
+pub mod eval;
 pub mod metrics;
 pub mod teach;
 

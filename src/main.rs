@@ -1,5 +1,7 @@
 //! The `inspectd` command.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -14,13 +16,16 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    // one line a file in cmd/
+    Eval(cmd::eval::Args),
     /// Make a bundle from pictures of good parts
     Teach(cmd::teach::Args),
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let args = Args::parse();
     match args.command {
-        Command::Teach(args) => cmd::teach::run(&args),
+        Command::Eval(args) => cmd::eval::run(&args),
+        Command::Teach(args) => cmd::teach::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }

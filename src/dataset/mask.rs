@@ -1,0 +1,116 @@
+//! Truth masks brought to a detector's resolution by the protocol of DeSTSeg (Zhang et al. 2023,
+//! section 4.2): bilinear with antialias, then 1 where at least one half.
+
+use anyhow::{Result, bail};
+use image::GrayImage;
+
+/// The mask at `width` × `height`, rows from the top; true where anomalous.
+///
+/// A pixel of the file is anomalous above 127 if the file is 0/255, above 0 if it holds labels.
+pub fn at_resolution(mask: &GrayImage, width: usize, height: usize) -> Result<Vec<bool>> {
+    let (from_width, from_height) = (mask.width() as usize, mask.height() as usize);
+    if from_width == 0 || from_height == 0 || width == 0 || height == 0 {
+        bail!("a mask of {from_width}×{from_height} has no {width}×{height} version");
+    }
+    let above = if mask.pixels().any(|pixel| pixel.0[0] == 255) { 127 } else { 0 };
+    let truth: Vec<f64> =
+        mask.pixels().map(|pixel| if pixel.0[0] > above { 1.0 } else { 0.0 }).collect();
+    let resized = resize(&truth, (from_width, from_height), (width, height));
+    Ok(resized.into_iter().map(|value| value >= 0.5).collect())
+}
+
+/// Separable triangle filter, its support widened by the shrink factor; pixel centres at halves
+/// (`align_corners = False`). Sizes are (width, height).
+fn resize(values: &[f64], from: (usize, usize), to: (usize, usize)) -> Vec<f64> {
+    let columns = taps(from.0, to.0);
+    let rows = taps(from.1, to.1);
+    let mut narrow = Vec::with_capacity(to.0 * from.1); // [from.1, to.0]
+    for row in values.chunks_exact(from.0) {
+        narrow.extend(columns.iter().map(|tap| {
+            tap.weights.iter().zip(&row[tap.first..]).map(|(w, value)| w * value).sum::<f64>()
+        }));
+    }
+    let mut out = Vec::with_capacity(to.0 * to.1); // [to.1, to.0]
+    for tap in &rows {
+        for x in 0..to.0 {
+            let column = narrow[tap.first * to.0 + x..].iter().step_by(to.0);
+            out.push(tap.weights.iter().zip(column).map(|(w, value)| w * value).sum::<f64>());
+        }
+    }
+    out
+}
+
+/// The source pixels that make one target pixel.
+struct Tap {
+    first: usize,
+    weights: Vec<f64>,
+}
+
+fn taps(from: usize, to: usize) -> Vec<Tap> {
+    let scale = from as f64 / to as f64;
+    let support = scale.max(1.0);
+    (0..to)
+        .map(|target| {
+            let centre = (target as f64 + 0.5) * scale;
+            // As Pillow and PyTorch: from the first to the last pixel whose centre may be inside.
+            let first = (centre - support + 0.5).max(0.0) as usize;
+            let last = ((centre + support + 0.5) as usize).min(from);
+            let mut weights: Vec<f64> = (first..last)
+                .map(|source| {
+                    let away = (source as f64 + 0.5 - centre).abs() / support;
+                    (1.0 - away).max(0.0)
+                })
+                .collect();
+            let sum: f64 = weights.iter().sum();
+            weights.iter_mut().for_each(|weight| *weight /= sum);
+            Tap { first, weights }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::shared::shared;
+
+    fn numbers(value: &Value) -> Vec<f64> {
+        serde_json::from_value(value["data"].clone()).unwrap()
+    }
+
+    #[test]
+    fn agrees_with_the_protocol_of_destseg() {
+        let Some(path) = shared("spec/vectors/mask_downsample.json") else { return };
+        let vector: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let shape: [u32; 2] = serde_json::from_value(vector["input"]["shape"].clone()).unwrap();
+        let small: [usize; 2] = serde_json::from_value(vector["resized"]["shape"].clone()).unwrap();
+        let input = numbers(&vector["input"]);
+        let truth: Vec<f64> = input.iter().map(|value| value / 255.0).collect();
+        let from = (shape[1] as usize, shape[0] as usize);
+        let resized = resize(&truth, from, (small[1], small[0]));
+        let tolerance = vector["tolerance"]["abs"].as_f64().unwrap();
+        for (i, (got, want)) in resized.iter().zip(numbers(&vector["resized"])).enumerate() {
+            assert!((got - want).abs() <= tolerance, "pixel {i}: {got}, not {want}");
+        }
+        let pixels = input.iter().map(|&value| value as u8).collect();
+        let mask = GrayImage::from_raw(shape[1], shape[0], pixels).unwrap();
+        let got = at_resolution(&mask, small[1], small[0]).unwrap();
+        let want: Vec<bool> =
+            numbers(&vector["binary"]).iter().map(|&value| value == 1.0).collect();
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn the_same_size_changes_nothing() {
+        let mask = GrayImage::from_fn(5, 3, |x, y| image::Luma([if x > y { 255 } else { 0 }]));
+        let want: Vec<bool> = mask.pixels().map(|pixel| pixel.0[0] > 127).collect();
+        assert_eq!(at_resolution(&mask, 5, 3).unwrap(), want);
+    }
+
+    #[test]
+    fn label_files_count_from_one() {
+        let mask = GrayImage::from_raw(2, 1, vec![0, 3]).unwrap();
+        assert_eq!(at_resolution(&mask, 2, 1).unwrap(), [false, true]);
+    }
+}
