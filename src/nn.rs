@@ -85,3 +85,37 @@ pub fn load(spec: &BackboneSpec, last_layer: usize, device: &Device) -> Result<B
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backbone_words_are_read() {
+        let read = |text: &str| text.parse::<BackboneSpec>();
+        assert_eq!(read("compact").unwrap(), BackboneSpec::Compact);
+        for depth in resnet::Depth::ALL {
+            let spec = read(&format!("{}:C:/w.pth", depth.word())).unwrap();
+            assert_eq!(spec, BackboneSpec::ResNet { depth, weights: "C:/w.pth".into() });
+            assert_eq!(spec.word(), depth.word());
+        }
+        for (text, want) in [
+            ("resnet101:w.pth", "not known; say compact, resnet18:FILE"),
+            ("", "not known"),
+            ("resnet18", "as resnet18:FILE"),
+            ("resnet18:", "as resnet18:FILE"),
+            ("compact:w.pth", "takes no file"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(want), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn compact_loads_with_no_file() {
+        let backbone = load(&BackboneSpec::Compact, 3, &Device::Cpu).unwrap();
+        assert_eq!(backbone.channels(), [64, 128, 256]);
+        assert_eq!(backbone.sha256().len(), 64);
+        assert!(load(&BackboneSpec::Compact, 4, &Device::Cpu).is_err());
+    }
+}

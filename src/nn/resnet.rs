@@ -289,3 +289,123 @@ fn normal(rng: &mut impl Rng) -> f32 {
     let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
     radius * (std::f32::consts::TAU * rng.random::<f32>()).cos()
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::shared::shared;
+
+    fn random(depth: Depth, last_layer: usize) -> Weights {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        NetworkSpec::new(depth, last_layer).unwrap().random_weights(&mut rng).unwrap()
+    }
+
+    fn tensor(value: &Value) -> Tensor {
+        let shape: Vec<usize> = serde_json::from_value(value["shape"].clone()).unwrap();
+        let values: Vec<f32> = serde_json::from_value(value["data"].clone()).unwrap();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn flat(xs: &Tensor) -> Vec<f32> {
+        xs.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn parameter_counts_equal_torchvisions() {
+        // Without fc; torchvision 0.29.
+        struct Case(Depth, usize, usize, usize);
+        let cases = [
+            Case(Depth::R18, 2_782_784, 11_176_512, 122 - 2),
+            Case(Depth::R34, 8_170_304, 21_284_672, 218 - 2),
+            Case(Depth::R50, 8_543_296, 23_508_032, 320 - 2),
+            Case(Depth::WideR50, 24_862_528, 66_834_240, 320 - 2),
+        ];
+        for Case(depth, to_layer3, to_layer4, entries) in cases {
+            for (last_layer, want) in [(3, to_layer3), (4, to_layer4)] {
+                let parameters = NetworkSpec::new(depth, last_layer).unwrap().parameters();
+                let count = parameters.iter().map(|(_, shape)| shape.iter().product::<usize>());
+                assert_eq!(count.sum::<usize>(), want, "{depth:?} to layer{last_layer}");
+            }
+            let tensors = NetworkSpec::new(depth, 4).unwrap().tensors();
+            let norms = tensors.iter().filter(|(name, _)| name.ends_with("running_var")).count();
+            // Each batch norm also has num_batches_tracked in a state dict.
+            assert_eq!(tensors.len() + norms, entries, "{depth:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_torchvisions() {
+        let name_of = |depth, i: usize| NetworkSpec::new(depth, 4).unwrap().tensors()[i].0.clone();
+        assert_eq!(name_of(Depth::R18, 0), "conv1.weight");
+        assert_eq!(name_of(Depth::R18, 3), "bn1.running_mean");
+        assert_eq!(name_of(Depth::R50, 20), "layer1.0.downsample.0.weight");
+        assert_eq!(name_of(Depth::R50, 24), "layer1.0.downsample.1.running_var");
+        assert_eq!(name_of(Depth::R50, 264), "layer4.2.bn3.running_var");
+    }
+
+    #[test]
+    fn features_have_the_published_shapes() {
+        let xs = Tensor::ones((1, 3, 64, 64), DType::F32, &Device::Cpu).unwrap();
+        for (depth, last_layer, widest) in [(Depth::R18, 4, 512), (Depth::R50, 3, 1024)] {
+            let weights = random(depth, last_layer);
+            let net = ResNet::load(depth, last_layer, &weights, &Device::Cpu).unwrap();
+            let levels = net.levels(&xs).unwrap();
+            assert_eq!(levels.len(), last_layer);
+            assert_eq!(net.channels()[last_layer - 1], widest);
+            for (i, level) in levels.iter().enumerate() {
+                let side = 16 >> i;
+                assert_eq!(level.dims(), [1, net.channels()[i], side, side], "{depth:?}");
+                assert!(flat(level).iter().all(|x| x.is_finite()));
+            }
+        }
+    }
+
+    #[test]
+    fn file_of_another_network_is_refused() {
+        let weights = random(Depth::R18, 3);
+        let error = ResNet::load(Depth::R18, 4, &weights, &Device::Cpu).err().unwrap();
+        assert!(format!("{error:#}").contains("no tensor layer4.0.conv1.weight"), "{error:#}");
+        let error = ResNet::load(Depth::R50, 3, &weights, &Device::Cpu).err().unwrap();
+        let want = "tensor layer1.0.conv1.weight has shape [64, 64, 3, 3]";
+        assert!(format!("{error:#}").contains(want), "{error:#}");
+        assert!(NetworkSpec::new(Depth::R18, 5).is_err());
+    }
+
+    #[test]
+    fn stem_and_block_equal_the_vector() {
+        let Some(path) = shared("spec/vectors/basic_block_stem.json") else { return };
+        let file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let tensors = file["params"].as_object().unwrap().iter();
+        let tensors = tensors.map(|(name, value)| (name.clone(), tensor(value))).collect();
+        let weights = Weights::from_tensors("vector", tensors).unwrap();
+        let stem = Conv::load(&stem("", 4), &weights, &Device::Cpu).unwrap();
+        let block = BlockSpec::basic("block.", 4, 6, 2);
+        let block = Block::load(&block, &weights, &Device::Cpu).unwrap();
+        let pooled = max_pool(&stem.forward(&tensor(&file["inputs"]["x"])).unwrap()).unwrap();
+        let out = block.forward(&pooled).unwrap();
+        for (name, got) in [("eval_pool", pooled), ("eval_out", out)] {
+            let want = tensor(&file["expected"][name]);
+            assert_eq!(got.dims(), want.dims(), "{name}");
+            for (got, want) in flat(&got).iter().zip(flat(&want)) {
+                assert!((got - want).abs() <= 2e-5 + 1e-4 * want.abs(), "{name}: {got} {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn shared_weight_files_load() {
+        let xs = Tensor::ones((1, 3, 64, 64), DType::F32, &Device::Cpu).unwrap();
+        for (depth, file) in [(Depth::R18, "resnet18"), (Depth::R50, "resnet50")] {
+            let Some(path) = shared(&format!("weights/{file}.safetensors")) else { return };
+            let weights = Weights::open(&path).unwrap();
+            let net = ResNet::load(depth, 3, &weights, &Device::Cpu).unwrap();
+            let layer3 = &net.levels(&xs).unwrap()[2];
+            assert!(flat(layer3).iter().all(|x| x.is_finite() && *x >= 0.0));
+            assert!(flat(layer3).iter().any(|x| *x > 0.0));
+        }
+    }
+}

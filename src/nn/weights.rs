@@ -154,16 +154,110 @@ fn read_safetensors(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
 
 /// Little-endian floating point bytes as f32; `None` for other types, such as the int64 counters
 /// that no inference needs.
-fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+pub(super) fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     let pairs = || bytes.as_chunks::<2>().0.iter().copied();
     Some(match dtype {
         Dtype::F32 => bytes.as_chunks::<4>().0.iter().copied().map(f32::from_le_bytes).collect(),
         Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
         Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+        Dtype::F64 => {
+            bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()
+        }
         _ => return None,
     })
 }
 
 fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::tensor::{TensorView, serialize};
+
+    use super::*;
+
+    fn file(tensors: &[(&'static str, Dtype, &[usize], &[u8])]) -> Vec<u8> {
+        let view = |&(name, dtype, shape, bytes): &(&'static str, Dtype, &[usize], _)| {
+            (name, TensorView::new(dtype, shape.to_vec(), bytes).unwrap())
+        };
+        serialize(tensors.iter().map(view).collect::<Vec<_>>(), None).unwrap()
+    }
+
+    fn refusal<T>(result: Result<T>) -> String {
+        format!("{:#}", result.err().unwrap())
+    }
+
+    fn bytes(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn floats_of_every_width_are_widened() {
+        let all = file(&[
+            ("single", Dtype::F32, &[1], &(-2.25f32).to_le_bytes()),
+            ("half", Dtype::F16, &[1], &f16::from_f32(-2.25).to_le_bytes()),
+            ("brain", Dtype::BF16, &[1], &bf16::from_f32(-2.25).to_le_bytes()),
+            ("double", Dtype::F64, &[1], &(-2.25f64).to_le_bytes()),
+            ("bn1.num_batches_tracked", Dtype::I64, &[], &7i64.to_le_bytes()),
+        ]);
+        let weights = Weights::from_bytes("some.safetensors", &all).unwrap();
+        assert_eq!(weights.names().count(), 4);
+        for name in ["single", "half", "brain", "double"] {
+            let got = weights.get(name, &[1]).unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(got, [-2.25], "{name}");
+        }
+    }
+
+    #[test]
+    fn refusals_name_file_and_tensor() {
+        let all = file(&[
+            ("a", Dtype::F32, &[2], &bytes(&[1.0, 2.0])),
+            ("nan", Dtype::F32, &[2], &bytes(&[1.0, f32::NAN])),
+            ("infinite", Dtype::F32, &[2], &bytes(&[f32::NEG_INFINITY, 1.0])),
+        ]);
+        let weights = Weights::from_bytes("some.safetensors", &all).unwrap();
+        let missing = refusal(weights.get("b", &[2]));
+        assert!(
+            missing.contains("some.safetensors: there is no tensor b (it holds a, "),
+            "{missing}"
+        );
+        let shape = refusal(weights.get("a", &[1, 2]));
+        assert!(shape.contains("tensor a has shape [2], this network needs [1, 2]"), "{shape}");
+        assert!(refusal(weights.get("nan", &[2])).contains("tensor nan holds numbers"));
+        assert!(refusal(weights.get("infinite", &[2])).contains("tensor infinite holds numbers"));
+        for end in 0..all.len() {
+            let cut = refusal(Weights::from_bytes("some.safetensors", &all[..end]));
+            assert!(cut.contains("some.safetensors: neither whole"), "cut at {end}: {cut}");
+        }
+    }
+
+    #[test]
+    fn training_prefixes_are_dropped_in_any_nesting() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let one: &[u8] = &1f32.to_le_bytes();
+        let names = ["module.encoder.a", "teacher_net.encoder.b", "backbone.c", "model.d", "e"];
+        let all: Vec<_> = names.map(|name| (name, Dtype::F32, &[1usize] as &[_], one)).into();
+        std::fs::write(&path, file(&all)).unwrap();
+        let weights = Weights::open(&path).unwrap();
+        assert_eq!(weights.names().collect::<Vec<_>>(), ["a", "b", "c", "d", "e"]);
+        let twice = [("model.a", Dtype::F32, &[1usize] as &[_], one), ("a", Dtype::F32, &[1], one)];
+        std::fs::write(&path, file(&twice)).unwrap();
+        assert!(refusal(Weights::open(&path)).contains("two tensors are called a"));
+        let absent = refusal(Weights::open(&folder.path().join("absent.pth")));
+        assert!(absent.contains("absent.pth"), "{absent}");
+    }
+
+    #[test]
+    fn hash_is_sha256_of_the_bytes() {
+        let all = file(&[]);
+        // printf '\10\0\0\0\0\0\0\0{}      ' | sha256sum
+        assert_eq!(all, b"\x08\0\0\0\0\0\0\0{}      ");
+        let weights = Weights::from_bytes("empty", &all).unwrap();
+        assert_eq!(
+            weights.sha256(),
+            "9bbcbf73561f6bc5d0a17ea6a2081feed2d1304e87602d8c502d9a5c4bd85576"
+        );
+    }
 }

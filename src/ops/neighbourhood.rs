@@ -77,16 +77,7 @@ mod tests {
         let xs = Tensor::ones((2, 3, 4, 5), candle_core::DType::F32, &Device::Cpu).unwrap();
         let ys = average_3x3(&xs.transpose(2, 3).unwrap()).unwrap();
         assert_eq!(ys.dims(), [2, 3, 5, 4]);
-        assert_eq!(ys.to_vec1_row(), 4.0 / 9.0);
-    }
-
-    trait Corner {
-        fn to_vec1_row(&self) -> f32;
-    }
-    impl Corner for Tensor {
-        fn to_vec1_row(&self) -> f32 {
-            self.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0]
-        }
+        assert_eq!(ys.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0], 4.0 / 9.0);
     }
 
     proptest! {
