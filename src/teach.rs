@@ -67,7 +67,10 @@ pub struct Plan {
     held_out: Vec<Good>,
     /// P, a picture.
     patches: usize,
+    /// D.
     dims: usize,
+    /// Of the backbone's tensors that the bundle will carry.
+    backbone_bytes: u64,
     pub prototypes: usize,
 }
 
@@ -127,12 +130,11 @@ impl Config {
         Ok(())
     }
 
-    /// Splits the pictures and counts what is coming. `dims` is that of the backbone, see
-    /// [`patch_prototypes::dims`].
+    /// Splits the pictures and counts what is coming.
     ///
     /// # Errors
     /// Too few pictures, or a memory bank larger than they can fill.
-    pub fn plan(&self, mut goods: Vec<Good>, dims: usize) -> Result<Plan> {
+    pub fn plan(&self, mut goods: Vec<Good>, loaded: &LoadedBackbone) -> Result<Plan> {
         self.check()?;
         let total = goods.len();
         ensure!(
@@ -143,12 +145,16 @@ impl Config {
         // two is what it takes to see a spread at all
         let held_out = ((total as f64 * self.holdout).round() as usize).max(2);
         ensure!(
-            total - held_out >= 3,
+            total - held_out >= LEAST_TAUGHT,
             "holdout = {} leaves {} of {total} pictures to teach with: hold out fewer",
             self.holdout,
             total - held_out
         );
         goods.sort_by(|a, b| a.name().cmp(b.name()));
+        ensure!(
+            goods.windows(2).all(|pair| pair[0].name() != pair[1].name()),
+            "two pictures have the same name"
+        );
         goods.shuffle(&mut self.rng(Draw::Split));
         let held_out = goods.split_off(total - held_out);
         let (rows, columns) = patch_prototypes::grid(self.input);
@@ -168,7 +174,14 @@ impl Config {
             patch_prototypes::NEIGHBOURS,
             goods.len()
         );
-        Ok(Plan { taught: goods, held_out, patches, dims, prototypes })
+        Ok(Plan {
+            taught: goods,
+            held_out,
+            patches,
+            dims: patch_prototypes::dims(loaded.backbone.as_ref()),
+            backbone_bytes: loaded.tensors.values().map(|t| t.elem_count() as u64 * 4).sum(),
+            prototypes,
+        })
     }
 
     /// A stream of its own for each thing drawn, so that one more draw here does not shift another
@@ -226,14 +239,17 @@ impl Plan {
     }
 
     /// Features, projected features with the nearest centre of each and its distance, the memory
-    /// bank twice (as rows and as tiles of the search), and what does not grow with the pictures.
+    /// bank twice (as rows and as tiles of the search), and what does not grow with the pictures:
+    /// the backbone twice (as the bundle keeps it and folded), a batch under way, the program.
     fn parts(&self) -> [u64; 4] {
         let patches = (self.taught.len() * self.patches) as u64;
         [
             patches * self.dims as u64 * 4,
             patches * (PROJECTED_DIMS as u64 + 2) * 4,
             (self.prototypes * self.dims) as u64 * 4 * 2,
-            WORK_BYTES_A_PATCH * (self.patches * BATCH) as u64 + PROGRAM_BYTES,
+            self.backbone_bytes * 2
+                + WORK_BYTES_A_PATCH * (self.patches * BATCH) as u64
+                + PROGRAM_BYTES,
         ]
     }
 }
@@ -256,40 +272,9 @@ pub fn teach(
     };
     let extractor = PatchFeatures::new(config.input, backbone)?;
     let dims = extractor.dims();
-    let pictures = plan.pictures();
     let mut register = Register::default();
-
-    let mut features = Vec::with_capacity(plan.taught.len() * plan.patches * dims); // [patches, D]
-    progress(Step::Features, 0, plan.taught.len());
-    for (i, batch) in plan.taught.chunks(BATCH).enumerate() {
-        let images = register.read(batch, config.significant_bits);
-        if !images.is_empty() {
-            features.extend(extractor.extract(&images.iter().collect::<Vec<_>>())?);
-        }
-        progress(Step::Features, (i * BATCH + batch.len()).min(pictures), plan.taught.len());
-    }
-    let taught = register.used.len();
-    register.check(taught, pictures)?;
-    ensure!(
-        plan.prototypes <= taught * plan.patches,
-        "{} prototypes, but the {taught} pictures that could be used have only {} patches",
-        plan.prototypes,
-        taught * plan.patches
-    );
-
-    let choice = CoresetConfig { target: plan.prototypes, projection: PROJECTED_DIMS };
-    let centres = coreset::select(
-        &features,
-        dims,
-        &choice,
-        &mut config.rng(Draw::Coreset),
-        |done, total| progress(Step::Coreset, done, total),
-    )?;
-    let mut rows = Vec::with_capacity(centres.len() * dims); // [N, D]
-    for centre in &centres {
-        rows.extend_from_slice(&features[centre * dims..(centre + 1) * dims]);
-    }
-    drop(features);
+    let rows = memory_bank(config, &plan, &extractor, &mut register, progress)?;
+    let (taught, prototypes) = (register.used.len(), rows.len() / dims);
     let mut detector = PatchPrototypes::new(extractor, rows)?;
 
     let mut judged = Vec::with_capacity(plan.held_out.len());
@@ -304,7 +289,7 @@ pub fn teach(
         golden_images.extend(images.into_iter().take(wanted));
         progress(Step::Calibration, i * BATCH + batch.len(), plan.held_out.len());
     }
-    register.check(register.used.len(), pictures)?;
+    register.check(LEAST_PICTURES, plan.pictures())?;
     let (scores, maxima): (Vec<f32>, Vec<f32>) = judged.into_iter().unzip();
     let (threshold, calibration) = calibrate::limits(&scores, &maxima, config.false_rejects)
         .context("finding the thresholds")?;
@@ -331,7 +316,7 @@ pub fn teach(
         prototypes: patch_prototypes::Card {
             levels: patch_prototypes::LEVELS.to_vec(),
             neighbourhood: patch_prototypes::NEIGHBOURHOOD,
-            count: centres.len(),
+            count: prototypes,
             dims,
             patches: taught * plan.patches,
             projected_dims: PROJECTED_DIMS.min(dims),
@@ -351,6 +336,42 @@ pub fn teach(
     let weights = detector.tensors(&backbone_tensors)?;
     let Register { unreadable, copies, .. } = register;
     Ok(Taught { card, unreadable, copies, blot_score, weights, golden })
+}
+
+/// The prototypes [N, D] of the pictures to be taught.
+fn memory_bank(
+    config: &Config,
+    plan: &Plan,
+    extractor: &PatchFeatures,
+    register: &mut Register,
+    progress: &mut dyn FnMut(Step, usize, usize),
+) -> Result<Vec<f32>> {
+    let dims = extractor.dims();
+    let total = plan.taught.len();
+    let mut features = Vec::with_capacity(total * plan.patches * dims); // [patches, D]
+    progress(Step::Features, 0, total);
+    for (i, batch) in plan.taught.chunks(BATCH).enumerate() {
+        let images = register.read(batch, config.significant_bits);
+        if !images.is_empty() {
+            features.extend(extractor.extract(&images.iter().collect::<Vec<_>>())?);
+        }
+        progress(Step::Features, i * BATCH + batch.len(), total);
+    }
+    register.check(LEAST_TAUGHT, plan.pictures())?;
+    let patches = features.len() / dims;
+    ensure!(
+        plan.prototypes <= patches,
+        "{} prototypes, but the {} pictures that could be used have only {patches} patches",
+        plan.prototypes,
+        register.used.len(),
+    );
+    let choice = CoresetConfig { target: plan.prototypes, projection: PROJECTED_DIMS };
+    let mut rng = config.rng(Draw::Coreset);
+    let centres = coreset::select(&features, dims, &choice, &mut rng, |done, total| {
+        progress(Step::Coreset, done, total);
+    })?;
+    let row = |centre: usize| &features[centre * dims..(centre + 1) * dims];
+    Ok(centres.into_iter().flat_map(row).copied().collect())
 }
 
 impl Taught {
@@ -418,7 +439,8 @@ impl Register {
         images
     }
 
-    fn check(&self, usable: usize, pictures: usize) -> Result<()> {
+    fn check(&self, least: usize, pictures: usize) -> Result<()> {
+        let usable = self.used.len();
         let listed = || {
             let lines = self.unreadable.iter().take(10);
             lines.map(|(name, why)| format!("\n  {name}: {why}")).collect::<String>()
@@ -430,8 +452,8 @@ impl Register {
             listed()
         );
         ensure!(
-            usable >= 3,
-            "only {usable} pictures are left to teach with ({bad} can't be read, {} are copies of \
+            usable >= least,
+            "only {usable} pictures are left where {least} are needed ({bad} can't be read, {} are copies of \
              others){}",
             self.copies.len(),
             listed()
@@ -463,6 +485,9 @@ const BATCH: usize = 8;
 /// Fewer can't be split into a memory bank and a spread of held-out scores.
 const LEAST_PICTURES: usize = 5;
 
+/// Of them, to make the memory bank.
+const LEAST_TAUGHT: usize = 3;
+
 /// Goods among the golden pictures; a blotted one is added.
 const GOLDEN_GOODS: usize = 3;
 
@@ -473,13 +498,15 @@ const USUAL_PROTOTYPES: usize = 3000;
 /// Johnson–Lindenstrauss dimension for the choice of prototypes; the search uses all channels.
 const PROJECTED_DIMS: usize = 128;
 
-/// Activations and unfolded convolutions that live at once, bytes a patch of a batch; measured.
-const WORK_BYTES_A_PATCH: u64 = 24 << 10;
+/// Activations and unfolded convolutions that live at once, bytes a patch of a batch. With
+/// [`PROGRAM_BYTES`] it covers the peaks seen at 256 × 256: 80 MiB beside the features for
+/// `compact`, 117 for `resnet18`, 249 for `resnet50`.
+const WORK_BYTES_A_PATCH: u64 = 16 << 10;
 
-/// The program, its libraries and a deep backbone; measured.
-const PROGRAM_BYTES: u64 = 160 << 20;
+/// The program and its libraries.
+const PROGRAM_BYTES: u64 = 64 << 20;
 
-/// What `progress` may be interested in of a detection.
+/// The image score and the largest value of the anomaly map.
 fn scores(detection: &Detection) -> (f32, f32) {
     let largest = detection.map.scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     (detection.score, largest)

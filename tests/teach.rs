@@ -48,7 +48,7 @@ fn goods(count: usize) -> Vec<Good> {
 
 fn teach(config: &Config, goods: Vec<Good>) -> anyhow::Result<Taught> {
     let loaded = patch_prototypes::load_backbone(&config.backbone)?;
-    let plan = config.plan(goods, patch_prototypes::dims(loaded.backbone.as_ref()))?;
+    let plan = config.plan(goods, &loaded)?;
     teach::teach(config, plan, loaded, &mut |_, _, _| ())
 }
 
@@ -288,7 +288,8 @@ fn too_little_to_learn_from_is_refused() {
 
 #[test]
 fn what_does_not_fit_into_memory_is_refused_with_the_arithmetic() {
-    let plan = config().plan(goods(20), 384).unwrap();
+    let loaded = patch_prototypes::load_backbone(&BackboneSpec::Compact).unwrap();
+    let plan = config().plan(goods(20), &loaded).unwrap();
     plan.check_memory(plan.bytes()).unwrap();
     let error = plan.check_memory(plan.bytes() - 1).unwrap_err().to_string();
     assert!(error.contains("15 pictures × 144 patches × 384 channels × 4 bytes"), "{error}");
@@ -296,13 +297,13 @@ fn what_does_not_fit_into_memory_is_refused_with_the_arithmetic() {
     let large = Config { input: Input { width: 256, height: 256 }, ..config() };
     let file = |i| Good::File { name: format!("{i}"), path: PathBuf::new() };
     let many = (0..1334).map(file).collect(); // a quarter is held out
-    assert!(large.plan(many, 384).unwrap().bytes() > 1000 * 1024 * 384 * 4);
+    assert!(large.plan(many, &loaded).unwrap().bytes() > 1000 * 1024 * 384 * 4);
 }
 
 #[test]
 fn progress_ends_at_the_end_of_every_step() {
     let loaded = patch_prototypes::load_backbone(&BackboneSpec::Compact).unwrap();
-    let plan = config().plan(goods(20), 384).unwrap();
+    let plan = config().plan(goods(20), &loaded).unwrap();
     let mut last = BTreeMap::new();
     teach::teach(&config(), plan, loaded, &mut |step, done, total| {
         assert!(done <= total, "{step:?}: {done} of {total}");

@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> Result<()> {
     config.check()?;
     let goods = teach::pictures_in(&args.good)?;
     let loaded = patch_prototypes::load_backbone(&config.backbone)?;
-    let plan = config.plan(goods, patch_prototypes::dims(loaded.backbone.as_ref()))?;
+    let plan = config.plan(goods, &loaded)?;
     check_memory(&plan, args.max_memory_gib)?;
 
     let mut bars = Bars::default();

@@ -230,14 +230,14 @@ impl PatchPrototypes {
         let distances: Vec<f32> = nearest.iter().map(|n| n.distance2.sqrt()).collect();
         ensure!(
             distances.iter().all(|distance| distance.is_finite()),
-            "a patch distance is not a finite number"
+            "a patch distance is not finite"
         );
         let worst = first_largest(&distances);
         let prototype = nearest[worst].index;
         let dims = self.bank.dim();
         let patch = &features[worst * dims..(worst + 1) * dims];
         let score = distances[worst] * self.weight(patch, prototype, distances[worst]);
-        ensure!(score.is_finite(), "the image score is not a finite number");
+        ensure!(score.is_finite(), "the image score is not finite");
 
         let Input { width, height } = self.features.input;
         let (from, to) = ((rows, columns), (height, width));
@@ -508,7 +508,7 @@ mod tests {
     #[test]
     fn features_that_are_not_finite_are_an_error_and_no_score() {
         let error = detector(true).detect(&[&noise(1)]).unwrap_err().to_string();
-        assert!(error.contains("not a finite number"), "{error}");
+        assert!(error.contains("not finite"), "{error}");
     }
 
     #[test]

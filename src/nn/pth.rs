@@ -26,7 +26,10 @@ const MAX_NUMBERS: usize = 1 << 28;
 /// Where training scripts put the state dict.
 const NESTS: [&str; 3] = ["state_dict", "model", "model_state_dict"];
 
-const CONVERT: &str = "write its state dict anew with: python -c \"import torch; \
+const CONVERT_STREAM: &str = "write it anew with: python -c \"import torch; \
+     torch.save(torch.load('old.pth', map_location='cpu', weights_only=True), 'new.pth')\"";
+
+const CONVERT_MODEL: &str = "write its state dict anew with: python -c \"import torch; \
      m = torch.load('old.pth', map_location='cpu', weights_only=False); \
      torch.save(m.state_dict() if hasattr(m, 'state_dict') else m, 'new.pth')\" \
      (only with a file you trust: this does run what is in it)";
@@ -44,17 +47,18 @@ pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
     let Some(root) = root else { bail!("a zip archive, but not one of torch.save: no data.pkl") };
     ensure!(
         !names.iter().any(|name| name.strip_prefix(root).is_some_and(|n| n.starts_with("code/"))),
-        "a TorchScript program, not a state dict; {CONVERT}"
+        "a TorchScript program, not a state dict; {CONVERT_MODEL}"
     );
     if names.contains(&format!("{root}byteorder")) {
         let order = entry(&mut zip, &format!("{root}byteorder"), 64)?;
-        ensure!(order.starts_with(b"little"), "its numbers are big-endian; {CONVERT}");
+        ensure!(order.starts_with(b"little"), "its numbers are big-endian; {CONVERT_MODEL}");
     }
     let pickle = entry(&mut zip, &format!("{root}data.pkl"), MAX_PICKLE_BYTES)?;
     let mut stack = Stack::empty();
     let parsed = stack.read_loop(&mut pickle.as_slice()).and_then(|()| stack.finalize());
-    let object = parsed
-        .map_err(|error| anyhow!("data.pkl is not a plain state dict ({error}); {CONVERT}"))?;
+    let object = parsed.map_err(|error| {
+        anyhow!("data.pkl is not a plain state dict ({error}); {CONVERT_MODEL}")
+    })?;
 
     let mut tensors = BTreeMap::new();
     let mut numbers = 0usize;
@@ -73,14 +77,14 @@ pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
         })?;
         tensors.insert(name, Tensor::from_vec(values, view.shape, &Device::Cpu)?);
     }
-    ensure!(!tensors.is_empty(), "there are no tensors in it; {CONVERT}");
+    ensure!(!tensors.is_empty(), "there are no tensors in it; {CONVERT_MODEL}");
     Ok(tensors)
 }
 
 /// What to say of a file that starts as a bare pickle.
 pub(super) fn legacy_stream() -> anyhow::Error {
     anyhow!(
-        "a pickle stream as PyTorch wrote before 1.6 (or some other pickle), not a zip .pth; {CONVERT}"
+        "a pickle stream as PyTorch wrote before 1.6 (or some other pickle), not a zip .pth; {CONVERT_STREAM}"
     )
 }
 
@@ -97,7 +101,7 @@ fn entry(zip: &mut ZipArchive<Cursor<&[u8]>>, name: &str, limit: u64) -> Result<
 fn state_dict(object: Object) -> Result<Vec<(Object, Object)>> {
     let Object::Dict(top) = object else {
         bail!(
-            "it holds something else than a state dict (a whole model, a single tensor?); {CONVERT}"
+            "it holds something else than a state dict (a whole model, a single tensor?); {CONVERT_MODEL}"
         )
     };
     for nest in NESTS {
@@ -162,6 +166,9 @@ impl TensorView {
 
     /// The tensor's numbers, row-major; `None` where it reaches outside the storage.
     fn gather(&self, storage: &[f32]) -> Option<Vec<f32>> {
+        if self.shape.contains(&0) {
+            return Some(Vec::new());
+        }
         let mut places = vec![self.offset];
         for (&size, &stride) in self.shape.iter().zip(&self.stride) {
             let steps =
@@ -258,7 +265,7 @@ mod tests {
     fn other_kinds_of_files_are_refused_with_the_way_to_convert() {
         let legacy = refusal(&file("legacy.pth"));
         assert!(legacy.contains("some.pth: a pickle stream"), "{legacy}");
-        assert!(legacy.contains("python -c"), "{legacy}");
+        assert!(legacy.contains("weights_only=True"), "{legacy}");
         let tensor = refusal(&file("bare_tensor.pth"));
         assert!(tensor.contains("something else than a state dict"), "{tensor}");
         let text = refusal(b"<html>404 not found</html>");

@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn another_score_map_size_or_nan_does_not_pass() {
-        let cases: [(fn(&mut Detection), &str); 5] = [
+        type Spoil = fn(&mut Detection);
+        let cases: [(Spoil, &str); 5] = [
             (|d| d.score *= 1.0 + 1.2 * SEAL_TOLERANCE, "score"),
             (|d| d.score = f32::NAN, "score NaN"),
             (|d| d.map.scores[0] += 3e-3, "at (0, 0)"),
