@@ -117,8 +117,7 @@ fn teach(args: &Args, source: &pattern::Config, out: &Path) -> Result<()> {
         significant_bits: 16,
     };
     let loaded = patch_prototypes::load_backbone(&config.backbone)?;
-    let plan = config
-        .plan(teach::pictures_in(&goods)?, patch_prototypes::dims(loaded.backbone.as_ref()))?;
+    let plan = config.plan(teach::pictures_in(&goods)?, &loaded)?;
     let taught = teach::teach(&config, plan, loaded, &mut |_, _, _| {})?;
     println!(
         "{} prototypes, threshold {:.3} from {} held-out parts",
