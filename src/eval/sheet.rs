@@ -10,7 +10,7 @@ use crate::dataset::Sample;
 use crate::detector::{Detection, Detector};
 use crate::frame::Image;
 use crate::picture::lettering::{self, Style};
-use crate::picture::{line_px, outline, overlay};
+use crate::picture::{frame_region, line_px, outline, overlay};
 
 /// Draws the sheet of an evaluation made with the same settings; `title` is its first line. The
 /// few pictures on it are scored once more.
@@ -55,7 +55,10 @@ pub fn sheet(
     Ok(sheet)
 }
 
-const LEGEND: &str = "left: the truth outlined; right: where the map reaches its limit";
+const LEGEND: &str =
+    "left: truth outlined; right: map at or above its limit (blue: its peak, below the limit)";
+/// What is this much lower than the peak is shown with it, as a share of the peak.
+const BELOW_PEAK: f32 = 0.15;
 const COLUMNS: u32 = 3;
 /// Pictures of each sort: two lines of tiles.
 const WORST: usize = 6;
@@ -74,6 +77,7 @@ const INK: Rgb<u8> = Rgb([236, 238, 242]);
 const FAINT: Rgb<u8> = Rgb([160, 166, 178]);
 const RIGHT: Rgb<u8> = Rgb([112, 214, 140]);
 const WRONG: Rgb<u8> = Rgb([255, 107, 107]);
+const BELOW_LIMIT: Rgb<u8> = Rgb([105, 170, 255]);
 const TRUTH: Rgb<u8> = Rgb([64, 224, 120]);
 
 /// Good parts and defects, each from the lowest score to the highest; equal scores by name.
@@ -115,8 +119,18 @@ fn shrink(picture: &Image) -> RgbImage {
 
 fn seen(picture: &RgbImage, detection: &Detection, map_limit: f32) -> RgbImage {
     let (width, height) = picture.dimensions();
-    let region = overlay::peak_box(&detection.map, map_limit, width, height);
-    overlay::overlay(&Image::Rgb(picture.clone()), &detection.map, map_limit, region)
+    let map = &detection.map;
+    let region = overlay::peak_box(map, map_limit, width, height);
+    let mut out = overlay::overlay(&Image::Rgb(picture.clone()), map, map_limit, region);
+    if region.is_none() {
+        // An escape: was the detector looking at the right place at least?
+        let peak = map.scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let nearly = peak - peak.abs() * BELOW_PEAK;
+        if let Some(place) = overlay::peak_box(map, nearly, width, height) {
+            frame_region(&mut out, place, line_px(width, height), BELOW_LIMIT);
+        }
+    }
+    out
 }
 
 fn with_truth(picture: &RgbImage, sample: &Sample) -> Result<RgbImage> {
