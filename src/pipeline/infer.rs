@@ -37,9 +37,6 @@ impl Infer {
         let mut held: Option<Frame> = None;
         loop {
             self.progress.mark();
-            while let Ok(tunings) = retuned.try_recv() {
-                rules = Rules::new(&tunings);
-            }
             let first = match held.take() {
                 Some(frame) => frame,
                 None => match frames.recv_timeout(Duration::from_millis(100)) {
@@ -48,6 +45,10 @@ impl Infer {
                     Err(RecvTimeoutError::Disconnected) => break,
                 },
             };
+            // Looked at with the part in hand: one that came after a change follows it.
+            while let Ok(tunings) = retuned.try_recv() {
+                rules = Rules::new(&tunings);
+            }
             let detector = self.detector_of[usize::from(first.id.camera)];
             let mut batch = vec![first];
             while batch.len() < self.batch && held.is_none() {
