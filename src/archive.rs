@@ -29,7 +29,7 @@ mod stock;
 
 use stock::{Kind, Stock, on_disk};
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub folder: PathBuf,
@@ -49,6 +49,9 @@ fn default_min_free_gib() -> f64 {
 
 impl Config {
     pub fn check(&self) -> Result<()> {
+        if self.folder.as_os_str().is_empty() {
+            bail!("archive.folder is empty; name a folder");
+        }
         if !(self.max_gib > 0.0 && self.max_gib.is_finite()) {
             bail!(
                 "archive.max_gib = {} is no disk budget; give a number above 0, or remove \

@@ -12,7 +12,7 @@ use crate::output::modbus;
 use crate::{archive, camera, ledger, pipeline, tracker, verdict};
 
 /// The whole file.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub line: Line,
@@ -52,7 +52,7 @@ pub struct Camera {
 }
 
 /// `[output]`: the wires. The log is always one of them.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Output {
     pub modbus: Option<modbus::Config>,
@@ -78,6 +78,16 @@ impl Config {
     /// The bundle that camera `index` is judged by.
     pub fn bundle_of(&self, index: usize) -> &Path {
         self.cameras[index].bundle.as_deref().unwrap_or(&self.line.bundle)
+    }
+
+    /// True where only what may change on a running line differs from `other`.
+    pub fn same_but_for_limits(&self, other: &Config) -> bool {
+        let mut adapted = self.clone();
+        for (camera, theirs) in adapted.cameras.iter_mut().zip(&other.cameras) {
+            camera.limits = theirs.limits.clone();
+            camera.deadline = theirs.deadline.clone();
+        }
+        adapted == *other
     }
 
     fn place(&mut self, folder: &Path) {
@@ -107,14 +117,11 @@ impl Config {
         if self.cameras.is_empty() {
             bail!("there is no [[camera]]; a line needs at least one");
         }
+        check_name("line.name", &self.line.name)?;
         let mut names = BTreeSet::new();
         for camera in &self.cameras {
             let name = &camera.name;
-            // The name stands unquoted in log lines.
-            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if name.is_empty() || !name.chars().all(plain) {
-                bail!("camera.name = \"{name}\" must be made of letters, digits, '-', '_' and '.'");
-            }
+            check_name("camera.name", name)?;
             if !names.insert(name) {
                 bail!("camera.name = \"{name}\" is given twice; the log could not tell them apart");
             }
@@ -125,6 +132,15 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Names stand unquoted in log lines.
+fn check_name(key: &str, name: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || !name.chars().all(plain) {
+        bail!("{key} = \"{name}\" must be made of letters, digits, '-', '_' and '.'");
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -80,6 +80,12 @@ pub fn level(flag: Option<&str>, env: Option<&str>) -> Result<LevelFilter> {
     Ok(level)
 }
 
+/// Foreign text (a file name, a device's message) for a `key="value"` of a line: it must not end
+/// the quotes. Control characters are escaped when the line is written.
+pub fn plain(text: impl std::fmt::Display) -> String {
+    text.to_string().replace('"', "'")
+}
+
 struct Journal {
     level: LevelFilter,
     style: Style,

@@ -43,7 +43,7 @@ const SEGMENT_BYTES: u64 = 16 << 20;
 /// Records kept in memory while the disk takes none: 10 parts/s for almost two hours, 8 MiB.
 const BACKLOG: usize = 1 << 16;
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Folder of the ledger's segments.

@@ -26,6 +26,8 @@ pub struct Counters {
     pub detector_failing: AtomicBool,
     /// One per camera: does it deliver?
     pub cameras_up: Vec<AtomicBool>,
+    /// One per camera: has its source no more parts? Such a camera is not missed.
+    pub cameras_ended: Vec<AtomicBool>,
 }
 
 impl Counters {
@@ -41,6 +43,7 @@ impl Counters {
             archive_failing: AtomicBool::new(false),
             detector_failing: AtomicBool::new(false),
             cameras_up: (0..cameras).map(|_| AtomicBool::new(false)).collect(),
+            cameras_ended: (0..cameras).map(|_| AtomicBool::new(false)).collect(),
         }
     }
 
@@ -75,19 +78,38 @@ impl Counters {
     pub fn camera_up(&self, camera: usize) -> bool {
         self.cameras_up[camera].load(Ordering::Relaxed)
     }
+
+    pub fn camera_ended(&self, camera: usize) -> bool {
+        self.cameras_ended[camera].load(Ordering::Relaxed)
+    }
 }
 
 /// A stage's sign of life: it marks each turn of its loop, idle or not.
 #[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<AtomicU64>);
+pub struct Progress(Arc<Life>);
+
+#[derive(Debug, Default)]
+struct Life {
+    turns: AtomicU64,
+    finished: AtomicBool,
+}
 
 impl Progress {
     pub fn mark(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The stage has come to its end in order; nobody waits for another turn.
+    pub fn finish(&self) {
+        self.0.finished.store(true, Ordering::Relaxed);
+    }
+
+    pub fn finished(&self) -> bool {
+        self.0.finished.load(Ordering::Relaxed)
     }
 
     fn turns(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.turns.load(Ordering::Relaxed)
     }
 }
 
@@ -125,7 +147,9 @@ impl Watchdog {
                 stage.moved_at = now;
             }
         }
-        let late = |stage: &&Watched| now.saturating_duration_since(stage.moved_at) > limit;
+        let late = |stage: &&Watched| {
+            !stage.progress.finished() && now.saturating_duration_since(stage.moved_at) > limit
+        };
         self.stages.iter().find(late).map(|stage| stage.name.as_str())
     }
 }
@@ -183,6 +207,8 @@ mod tests {
         infer.mark();
         assert_eq!(watchdog.stalled(limit, at(240)), None);
         assert_eq!(watchdog.stalled(limit, at(251)), Some("output"));
+        output.finish();
+        assert_eq!(watchdog.stalled(limit, at(300)), None);
     }
 
     #[test]

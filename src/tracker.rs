@@ -67,6 +67,8 @@ pub struct Track {
     pub captured_at: Instant,
     /// The decision time.
     pub decide_at: Instant,
+    /// When the ejector must act.
+    pub eject_at: Instant,
     pub truth: Option<Truth>,
 }
 
@@ -130,6 +132,7 @@ mod tests {
             name: "".into(),
             captured_at: decide_at,
             decide_at,
+            eject_at: decide_at,
             truth: None,
         }
     }

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -116,7 +116,7 @@ fn wait_until(what: &str, done: impl Fn() -> bool) {
 /// A running daemon and everything it says.
 struct Daemon {
     child: Child,
-    said: mpsc::Receiver<String>,
+    said: Arc<Mutex<String>>,
     reader: JoinHandle<()>,
 }
 
@@ -128,15 +128,22 @@ impl Daemon {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut stderr = child.stderr.take().unwrap();
-        let (sender, said) = mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let said = Arc::new(Mutex::new(String::new()));
+        let heard = said.clone();
         #[expect(clippy::disallowed_methods, reason = "a test's own reader")]
         let reader = thread::spawn(move || {
-            let mut text = String::new();
-            stderr.read_to_string(&mut text).unwrap();
-            sender.send(text).unwrap();
+            for line in stderr.lines() {
+                let mut heard = heard.lock().unwrap();
+                heard.push_str(&line.unwrap());
+                heard.push('\n');
+            }
         });
         Daemon { child, said, reader }
+    }
+
+    fn wait_to_hear(&self, words: &str) {
+        wait_until(words, || self.said.lock().unwrap().contains(words));
     }
 
     fn signal(&self, name: &str) {
@@ -148,7 +155,8 @@ impl Daemon {
     fn end(mut self) -> (bool, String) {
         let status = self.child.wait().unwrap();
         self.reader.join().unwrap();
-        (status.success(), self.said.recv().unwrap())
+        let said = self.said.lock().unwrap().clone();
+        (status.success(), said)
     }
 }
 
@@ -253,6 +261,7 @@ fn a_reload_changes_the_threshold_and_a_wrong_file_changes_nothing() {
     plant.wait_for_records(8);
     fs::write(&config, "[line]\nnme = 'typo'").unwrap();
     daemon.signal("-HUP");
+    daemon.wait_to_hear("reload_failed");
     plant.wait_for_records(plant.records().len() + 8);
     plant.config(25.0, true, "limits = { threshold = 1e-9 }");
     daemon.signal("-HUP");

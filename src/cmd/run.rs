@@ -42,16 +42,9 @@ pub struct Args {
 pub fn run(args: &Args, level: LevelFilter) -> Result<()> {
     let _journal = journal::start(level)?;
     abort_on_panic();
-    let signals = Signals::register()?;
-    let config = Config::read(&args.config)?;
-    log::info!(
-        "starting line={} version={} config={}",
-        config.line.name,
-        env!("CARGO_PKG_VERSION"),
-        args.config.display()
-    );
-    let line = Line::assemble(config, Vec::new())?;
-    let report = line.run(&signals, Some(&args.config))?;
+    let report = run_line(args).inspect_err(|error| {
+        log::error!("failed reason=\"{}\"", journal::plain(format!("{error:#}")));
+    })?;
     log::info!(
         "stopped parts={} accepted={} rejected={} uninspected={} closed={}",
         report.tally.triggers,
@@ -62,6 +55,18 @@ pub fn run(args: &Args, level: LevelFilter) -> Result<()> {
     );
     ensure!(report.tally.closed(), "the counters do not close: {:?}", report.tally);
     Ok(())
+}
+
+fn run_line(args: &Args) -> Result<Report> {
+    let signals = Signals::register()?;
+    let config = Config::read(&args.config)?;
+    log::info!(
+        "starting line={} version={} config={}",
+        config.line.name,
+        env!("CARGO_PKG_VERSION"),
+        args.config.display()
+    );
+    Line::assemble(config, Vec::new())?.run(&signals, Some(&args.config))
 }
 
 /// What the outside asks of the daemon.
@@ -97,6 +102,8 @@ pub struct Line {
     cards: Vec<Card>,
     /// By camera, into `cards`.
     card_of: Vec<usize>,
+    /// What one inspection takes here, by camera.
+    inspect: Vec<Duration>,
     parts: Parts,
 }
 
@@ -105,8 +112,11 @@ impl Line {
     /// served besides those of the config.
     pub fn assemble(config: Config, outputs: Vec<Box<dyn RejectOutput>>) -> Result<Line> {
         let (cards, mut detectors, card_of) = load_bundles(&config)?;
+        let mut inspect = Vec::new();
         for (camera, &card) in config.cameras.iter().zip(&card_of) {
-            check_timing(camera, detectors[card].as_mut())?;
+            let takes = time_inspection(detectors[card].as_mut())?;
+            check_timing(camera, takes)?;
+            inspect.push(takes);
         }
 
         let mut wires: Vec<Box<dyn RejectOutput>> = Vec::new();
@@ -151,12 +161,12 @@ impl Line {
         let queue = config.queue.clone();
         let ledger = Some((ledger, resumed));
         let parts = Parts { queue, cameras, detectors, outputs: wires, ledger, archive };
-        Ok(Line { config, cards, card_of, parts })
+        Ok(Line { config, cards, card_of, inspect, parts })
     }
 
     /// Runs until a signal or the end of all sources; `reload_from` is re-read on SIGHUP.
     pub fn run(self, signals: &Signals, reload_from: Option<&Path>) -> Result<Report> {
-        let Line { mut config, cards, card_of, parts } = self;
+        let Line { mut config, cards, card_of, inspect, parts } = self;
         let running = pipeline::start(parts)?;
         notify(&[NotifyState::Ready]);
         log::info!("armed line={} cameras={}", config.line.name, config.cameras.len());
@@ -182,7 +192,12 @@ impl Line {
             if signals.reload.swap(false, Ordering::Relaxed)
                 && let Some(path) = reload_from
             {
-                reload(path, &mut config, &cards, &card_of, &running);
+                reload(path, &mut config, &running, |fresh| {
+                    for (camera, &takes) in fresh.cameras.iter().zip(&inspect) {
+                        check_timing(camera, takes)?;
+                    }
+                    Ok(tunings(fresh, &cards, &card_of))
+                });
             }
             let status = status_line(&config, &running);
             if status != said {
@@ -224,30 +239,34 @@ fn load_bundles(config: &Config) -> Result<(Vec<Card>, Vec<Box<dyn Detector>>, V
     Ok((cards, detectors, card_of))
 }
 
-/// Refuses a deadline that this machine cannot meet even for a single part.
-fn check_timing(camera: &config::Camera, detector: &mut dyn Detector) -> Result<()> {
+/// What one inspection takes on this machine: the fastest of three, after one to warm up.
+pub fn time_inspection(detector: &mut dyn Detector) -> Result<Duration> {
     let blank = Image::Gray(GrayImage::from_pixel(256, 256, image::Luma([128])));
     let mut best = Duration::MAX;
-    // The first goes to warm up; the fastest of three is what the machine can do.
-    for _ in 0..3 {
+    for _ in 0..4 {
         let start = now();
         detector.detect(&[&blank]).context("inspecting a blank picture to time it")?;
         best = best.min(now().saturating_duration_since(start));
     }
+    Ok(best)
+}
+
+/// Refuses a deadline that this machine cannot meet even for a single part.
+pub fn check_timing(camera: &config::Camera, takes: Duration) -> Result<()> {
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     let within = camera.deadline.decide_within();
     log::info!(
         "timing camera={} inspect_ms={:.1} decide_within_ms={:.1}",
         camera.name,
-        ms(best),
+        ms(takes),
         ms(within)
     );
-    if best >= within {
+    if takes >= within {
         bail!(
             "camera \"{}\": one inspection takes {:.1} ms on this machine, but [camera.deadline] \
              leaves {:.1} ms (travel_ms {} - output_latency_ms {}); every part would be too late",
             camera.name,
-            ms(best),
+            ms(takes),
             ms(within),
             camera.deadline.travel_ms,
             camera.deadline.output_latency_ms
@@ -266,38 +285,35 @@ fn tunings(config: &Config, cards: &[Card], card_of: &[usize]) -> Vec<Tuning> {
 }
 
 /// Takes over limits and deadlines. A file that is wrong changes nothing.
-fn reload(path: &Path, config: &mut Config, cards: &[Card], card_of: &[usize], running: &Running) {
-    let usec = NotifyState::monotonic_usec_now();
-    if let Ok(usec) = usec {
-        notify(&[NotifyState::Reloading, usec]);
-    }
-    match reread(path, config, cards, card_of, running) {
-        Ok(()) => log::info!("reloaded config={}", path.display()),
-        Err(error) => log::error!("reload_failed kept=old reason=\"{error:#}\""),
-    }
-    notify(&[NotifyState::Ready]);
-}
-
-fn reread(
+fn reload(
     path: &Path,
     config: &mut Config,
-    cards: &[Card],
-    card_of: &[usize],
     running: &Running,
-) -> Result<()> {
-    let fresh = Config::read(path)?;
-    let key = |camera: &config::Camera| (camera.name.clone(), camera.source.clone());
-    let same = fresh.cameras.iter().map(key).eq(config.cameras.iter().map(key))
-        && (0..fresh.cameras.len()).all(|i| fresh.bundle_of(i) == config.bundle_of(i))
-        && fresh.queue == config.queue;
-    ensure!(
-        same,
-        "cameras, bundles or queues differ from the running line; these need a restart \
-         (limits and deadlines are re-read)"
-    );
-    running.retune(tunings(&fresh, cards, card_of))?;
-    *config = fresh;
-    Ok(())
+    tune: impl FnOnce(&Config) -> Result<Vec<Tuning>>,
+) {
+    if let Ok(usec) = NotifyState::monotonic_usec_now() {
+        notify(&[NotifyState::Reloading, usec]);
+    }
+    let fresh = Config::read(path).and_then(|fresh| {
+        ensure!(
+            fresh.same_but_for_limits(config),
+            "something other than limits and deadlines differs from the running line; that needs \
+             a restart"
+        );
+        running.retune(tune(&fresh)?)?;
+        Ok(fresh)
+    });
+    match fresh {
+        Ok(fresh) => {
+            *config = fresh;
+            log::info!("reloaded config=\"{}\"", path.display());
+        }
+        Err(error) => log::error!(
+            "reload_failed kept=old reason=\"{}\"",
+            journal::plain(format!("{error:#}"))
+        ),
+    }
+    notify(&[NotifyState::Ready]);
 }
 
 fn status_line(config: &Config, running: &Running) -> String {

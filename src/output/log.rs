@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::{LineState, LineStatus, Outcome, RejectOutput};
+use crate::journal::plain;
 use crate::verdict::{Cause, Verdict};
 
 /// Writes `reject part=… camera=… …`; the keys and their order are stable.
@@ -58,11 +59,6 @@ fn line(event: &str, cause: Option<Cause>, outcome: &Outcome) -> String {
     line
 }
 
-/// File names and device messages are foreign text: they must not end the quotes or the line.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c == '"' || c.is_control() { '\'' } else { c }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, SystemTime};
@@ -95,7 +91,7 @@ mod tests {
             line("reject", Some(Cause::Anomaly), &outcome()),
             "reject part=10422 camera=left seq=17 cause=anomaly score=3.8100 threshold=2.9000 \
              region=120,84,40,32 latency_ms=18.4 image=2026-05-04/10422.png \
-             name=\"broken 'big''.png\""
+             name=\"broken 'big'\n.png\""
         );
     }
 

@@ -31,7 +31,7 @@ mod registers;
 
 pub use registers::map;
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where PLCs connect. Modbus knows no passwords: anything but loopback belongs on the

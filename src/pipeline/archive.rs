@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::now;
 use crate::archive::{Archive, Evidence, Kept};
-use crate::journal::Repeats;
+use crate::journal::{Repeats, plain};
 use crate::ledger::SyncHandle;
 use crate::telemetry::Counters;
 
@@ -24,6 +24,18 @@ pub(super) fn run(
     let mut trouble = Repeats::new(Duration::from_secs(60));
     let mut sync_at = now() + SYNC_EVERY;
     loop {
+        if now() >= sync_at {
+            sync_at = now() + SYNC_EVERY;
+            if let Some(sync) = &sync
+                && let Err(error) = sync.run()
+                && let Some(times) = trouble.admit("ledger", now())
+            {
+                log::error!(
+                    "ledger_sync_failed times={times} reason=\"{}\"",
+                    plain(format!("{error:#}"))
+                );
+            }
+        }
         match evidence.recv_deadline(sync_at) {
             Ok(evidence) => {
                 let Some(archive) = &mut archive else { continue };
@@ -34,20 +46,12 @@ pub(super) fn run(
                     }
                     Err(error) => {
                         counters.evidence_lost.fetch_add(1, Ordering::Relaxed);
-                        log::error!("archive_failed reason=\"{error:#}\"");
+                        log::error!("archive_failed reason=\"{}\"", plain(format!("{error:#}")));
                     }
                 }
                 counters.archive_failing.store(archive.failing(), Ordering::Relaxed);
             }
-            Err(RecvTimeoutError::Timeout) => {
-                sync_at = now() + SYNC_EVERY;
-                if let Some(sync) = &sync
-                    && let Err(error) = sync.run()
-                    && let Some(times) = trouble.admit("ledger", now())
-                {
-                    log::error!("ledger_sync_failed times={times} reason=\"{error:#}\"");
-                }
-            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }

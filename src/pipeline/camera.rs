@@ -9,11 +9,14 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use super::{Event, Inspection, Opener, now, wait};
 use crate::camera::{CameraFault, FrameSource, Grab, Picture};
 use crate::frame::{Frame, FrameId, PartId, Truth};
+use crate::journal::plain;
 use crate::telemetry::{Counters, Progress};
 use crate::verdict::Cause;
 
 /// How long a source may take before it must say "nothing yet".
 const PATIENCE: Duration = Duration::from_millis(100);
+/// An open source that has waited this long for its first part without a fault counts as up.
+const PROVEN_AFTER: Duration = Duration::from_secs(2);
 /// Between two attempts to open a lost camera: doubled from the first to the last.
 const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 
@@ -26,6 +29,14 @@ pub(super) struct Camera {
     pub stopped: Receiver<()>,
     pub counters: Arc<Counters>,
     pub progress: Progress,
+}
+
+/// A source that was opened.
+struct Open {
+    source: Box<dyn FrameSource>,
+    since: Instant,
+    /// It has handed on a part, or stayed without a fault for a while: the camera is up.
+    proven: bool,
 }
 
 /// Where the thread stands between two parts.
@@ -44,39 +55,54 @@ impl Camera {
     /// Returns when the line stops or the source has no more parts.
     pub fn run(mut self) {
         let mut state = State { seq: 0, due: now(), period: None };
-        let mut source: Option<Box<dyn FrameSource>> = None;
+        let mut source: Option<Open> = None;
         let mut back_off = BACK_OFF[0];
         let mut retry_at = now();
         let mut complained = false;
+        let mut ended = false;
         loop {
             self.progress.mark();
             if wait(&self.stopped, now()) {
                 break;
             }
             let step = match &mut source {
-                Some(open) => match open.grab(PATIENCE) {
-                    Ok(Grab::End) => break,
-                    Ok(grab) => self.take(grab, &mut state),
+                Some(open) => match open.source.grab(PATIENCE) {
+                    Ok(Grab::End) => {
+                        ended = true;
+                        break;
+                    }
+                    Ok(grab) => {
+                        let idle = matches!(grab, Grab::Idle);
+                        if !open.proven && (!idle || now() >= open.since + PROVEN_AFTER) {
+                            open.proven = true;
+                            (back_off, complained) = (BACK_OFF[0], false);
+                            self.up(true);
+                            log::info!("camera_up camera={}", self.name);
+                        }
+                        self.take(grab, &mut state)
+                    }
                     Err(fault) => {
-                        self.lost(&fault);
+                        // A source that never worked had no part in front of it that we knew of.
+                        let in_front = open.proven || state.period.is_some();
+                        if open.proven || !complained {
+                            self.lost(&fault);
+                            complained = true;
+                        }
                         source = None;
                         retry_at = now() + back_off;
-                        // The part that may have been in front of the camera was not inspected.
-                        self.pace(&mut state).and_then(|on| match on {
-                            true => self.miss(&mut state, Cause::CameraLost, &fault.0),
-                            false => Ok(()),
-                        })
+                        back_off = (back_off * 2).min(BACK_OFF[1]);
+                        match in_front.then(|| self.pace(&mut state)).transpose() {
+                            Ok(Some(true)) => self.miss(&mut state, Cause::CameraLost, &fault.0),
+                            Ok(_) => Ok(()),
+                            Err(gone) => Err(gone),
+                        }
                     }
                 },
                 None if now() >= retry_at => match (self.open)() {
-                    Ok(open) => {
-                        state.period = open.period();
+                    Ok(opened) => {
+                        state.period = opened.period();
                         state.due = now() + state.period.unwrap_or_default();
-                        self.counters.cameras_up[usize::from(self.index)]
-                            .store(true, Ordering::Relaxed);
-                        log::info!("camera_up camera={}", self.name);
-                        (back_off, complained) = (BACK_OFF[0], false);
-                        source = Some(open);
+                        source = Some(Open { source: opened, since: now(), proven: false });
                         Ok(())
                     }
                     Err(fault) => {
@@ -96,12 +122,18 @@ impl Camera {
                 break;
             }
         }
-        self.counters.cameras_up[usize::from(self.index)].store(false, Ordering::Relaxed);
+        self.counters.cameras_ended[usize::from(self.index)].store(ended, Ordering::Relaxed);
+        self.up(false);
+        self.progress.finish();
+    }
+
+    fn up(&self, up: bool) {
+        self.counters.cameras_up[usize::from(self.index)].store(up, Ordering::Relaxed);
     }
 
     fn lost(&self, fault: &CameraFault) {
-        self.counters.cameras_up[usize::from(self.index)].store(false, Ordering::Relaxed);
-        log::error!("camera_lost camera={} reason=\"{fault}\"", self.name);
+        self.up(false);
+        log::error!("camera_lost camera={} reason=\"{}\"", self.name, plain(fault));
     }
 
     /// While the camera is gone: a paced line goes on triggering, and each part is rejected.

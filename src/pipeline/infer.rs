@@ -55,8 +55,9 @@ impl Infer {
                 let same = self.detector_of[usize::from(next.id.camera)] == detector;
                 let earliest =
                     batch.iter().chain([&next]).map(|frame| rules.decide_at(frame)).min();
-                let done_at = now() + paces[detector].expect(batch.len() + 1);
-                if same && earliest.is_none_or(|earliest| done_at <= earliest) {
+                let takes = paces[detector].expect(batch.len() + 1);
+                let done_at = takes.map(|takes| now() + takes);
+                if same && done_at.is_some_and(|done_at| earliest.is_none_or(|at| done_at <= at)) {
                     batch.push(next);
                 } else {
                     held = Some(next);
@@ -190,20 +191,27 @@ impl Pace {
     }
 
     /// How long `frames` frames are expected to take: what this size took, or the next smaller
-    /// known size in proportion.
-    fn expect(&self, frames: usize) -> Duration {
-        let known = (0..frames.min(self.seconds.len()))
-            .rev()
-            .find_map(|i| self.seconds[i].map(|seconds| seconds * frames as f64 / (i + 1) as f64));
-        Duration::from_secs_f64(known.unwrap_or(0.0))
+    /// known size in proportion. `None` before the first batch: a single frame goes first then.
+    fn expect(&self, frames: usize) -> Option<Duration> {
+        let seconds = (0..frames.min(self.seconds.len())).rev().find_map(|i| {
+            self.seconds[i].map(|seconds| seconds * frames as f64 / (i + 1) as f64)
+        })?;
+        Some(Duration::from_secs_f64(seconds))
     }
 
     /// Slower than thought counts at once, faster little by little: a missed deadline costs a good
-    /// part, a small batch costs nothing but throughput.
+    /// part, a small batch costs nothing but throughput. Larger sizes, which may not be tried any
+    /// more, follow downwards in proportion, so that one stall is not remembered for ever.
     fn learn(&mut self, frames: usize, taken: Duration) {
         let taken = taken.as_secs_f64();
         let known = &mut self.seconds[frames - 1];
         *known = Some(known.map_or(taken, |known| taken.max(known + 0.1 * (taken - known))));
+        for (i, larger) in self.seconds.iter_mut().enumerate().skip(frames) {
+            let in_proportion = taken * (i + 1) as f64 / frames as f64;
+            if let Some(larger) = larger {
+                *larger = larger.min(*larger + 0.02 * (in_proportion - *larger));
+            }
+        }
     }
 }
 
@@ -213,17 +221,21 @@ mod tests {
 
     #[test]
     fn the_expected_time_of_a_batch_grows_from_what_was_seen() {
-        let ms = Duration::from_millis;
+        let ms = |ms| Some(Duration::from_millis(ms));
+        let taken = Duration::from_millis;
         let mut pace = Pace::new(4);
-        assert_eq!(pace.expect(2), ms(0));
-        pace.learn(1, ms(10));
+        assert_eq!(pace.expect(2), None);
+        pace.learn(1, taken(10));
         assert_eq!(pace.expect(3), ms(30));
-        pace.learn(3, ms(21));
+        pace.learn(3, taken(21));
         assert_eq!(pace.expect(3), ms(21));
         assert_eq!(pace.expect(4), ms(28));
-        pace.learn(1, ms(20));
+        pace.learn(1, taken(20));
         assert_eq!(pace.expect(1), ms(20));
-        pace.learn(1, ms(10));
+        pace.learn(1, taken(10));
         assert_eq!(pace.expect(1), ms(19));
+        pace.learn(3, taken(3000));
+        (0..200).for_each(|_| pace.learn(1, taken(10)));
+        assert!(pace.expect(3) < ms(100), "a stall is forgotten: {:?}", pace.expect(3));
     }
 }

@@ -11,7 +11,7 @@ use super::{Event, Grounds, Inspection, Report, Tuning, now};
 use crate::archive::{self, Archive, Evidence};
 use crate::detector::Detection;
 use crate::frame::{Frame, PartId};
-use crate::journal::Repeats;
+use crate::journal::{Repeats, plain};
 use crate::ledger::{Ledger, Record, Resumed};
 use crate::output::{LineState, LineStatus, Outcome, RejectOutput, Tally};
 use crate::telemetry::{Counters, Latency, Progress};
@@ -58,6 +58,7 @@ struct Window {
     since: Instant,
     tally: Tally,
     latency: Latency,
+    evidence_lost: u64,
 }
 
 impl Output {
@@ -76,7 +77,12 @@ impl Output {
             anchor: (start, SystemTime::now()),
             latency: Latency::default(),
             span: None,
-            window: Window { since: start, tally: Tally::default(), latency: Latency::default() },
+            window: Window {
+                since: start,
+                tally: Tally::default(),
+                latency: Latency::default(),
+                evidence_lost: 0,
+            },
             wire_faults: 0,
             trouble: Repeats::new(Duration::from_secs(60)),
             all_cameras_were_up: false,
@@ -118,7 +124,7 @@ impl Output {
         if let Some(ledger) = self.setup.ledger.take()
             && let Err(error) = ledger.close(self.wall(now()))
         {
-            log::error!("ledger_failed reason=\"{error:#}\"");
+            log::error!("ledger_failed times=1 reason=\"{}\"", plain(format!("{error:#}")));
         }
         Report {
             tally: self.setup.counters.tally(),
@@ -135,13 +141,17 @@ impl Output {
             Event::Triggered { part, frame, name, captured_at, truth } => {
                 let tuning = &self.setup.tunings[usize::from(frame.camera)];
                 let decide_at = captured_at + tuning.decide_within;
-                self.tracker.admit(Track { part, frame, name, captured_at, decide_at, truth });
+                let eject_at = decide_at + tuning.output_latency;
+                let track = Track { part, frame, name, captured_at, decide_at, eject_at, truth };
+                self.tracker.admit(track);
             }
             Event::Judged(inspection) => self.judged(*inspection),
             Event::Lost { part, cause, reason } => {
                 if let Some(track) = self.tracker.conclude(part) {
                     let verdict = Verdict::Reject(cause);
                     self.conclude(track, now(), verdict, Grounds::of(reason), None, None);
+                } else if let Some(outcome) = self.overdue.remove(&part) {
+                    self.keep(outcome, None, None);
                 }
             }
             Event::Retune(tunings) => {
@@ -211,7 +221,6 @@ impl Output {
         detection: Option<Detection>,
     ) {
         let camera = usize::from(track.frame.camera);
-        let eject_at = track.decide_at + self.setup.tunings[camera].output_latency;
         let mut outcome = Outcome {
             part: track.part,
             frame: track.frame,
@@ -232,9 +241,14 @@ impl Output {
             outcome.image = Some(Archive::picture_path(&outcome));
         }
 
-        self.record(&outcome, Ledger::append);
+        let recorded = self.record(&outcome, Ledger::append);
+        // An accept that nobody could look up later is not said.
+        if outcome.verdict == Verdict::Accept && !recorded {
+            outcome.verdict = Verdict::Reject(Cause::NotReady);
+            outcome.reason = Some("the ledger takes no more records".into());
+        }
         // A disk that stood still must not turn into an accept after the part has passed.
-        if outcome.verdict == Verdict::Accept && now() >= eject_at {
+        if outcome.verdict == Verdict::Accept && now() >= track.eject_at {
             outcome.verdict = Verdict::Reject(Cause::TooLate);
             outcome.reason = Some("the ledger's disk stood still past the ejector".into());
             self.record(&outcome, Ledger::withdraw);
@@ -261,17 +275,23 @@ impl Output {
         }
     }
 
+    /// False: the ledger refuses the record for good.
     fn record(
         &mut self,
         outcome: &Outcome,
         write: impl FnOnce(&mut Ledger, &Record) -> anyhow::Result<()>,
-    ) {
+    ) -> bool {
         let issued = PartId(self.setup.counters.issued());
-        let Some(ledger) = &mut self.setup.ledger else { return };
-        if let Err(error) = write(ledger, &Record::of(outcome, issued))
-            && let Some(times) = self.trouble.admit("record".into(), now())
-        {
-            log::error!("ledger_record_lost times={times} reason=\"{error:#}\"");
+        let Some(ledger) = &mut self.setup.ledger else { return true };
+        let Err(error) = write(ledger, &Record::of(outcome, issued)) else { return true };
+        self.trouble("ledger_record_lost", &error);
+        false
+    }
+
+    /// Logs trouble, repeats counted.
+    fn trouble(&mut self, event: &str, error: &anyhow::Error) {
+        if let Some(times) = self.trouble.admit(event.to_owned(), now()) {
+            log::error!("{event} times={times} reason=\"{}\"", plain(format!("{error:#}")));
         }
     }
 
@@ -281,14 +301,9 @@ impl Output {
         if ledger.backlog() == 0 {
             return;
         }
-        if let Err(error) = ledger.flush()
-            && let Some(times) = self.trouble.admit("ledger".into(), now())
-        {
-            log::error!(
-                "ledger_failed times={times} waiting={} lost={} reason=\"{error:#}\"",
-                ledger.backlog(),
-                ledger.lost()
-            );
+        if let Err(error) = ledger.flush() {
+            let waiting = ledger.backlog();
+            self.trouble("ledger_failed", &error.context(format!("{waiting} records wait")));
         }
     }
 
@@ -326,16 +341,15 @@ impl Output {
 
     fn wire_fault(&mut self, wire: String, error: &anyhow::Error) {
         self.wire_faults += 1;
-        if let Some(times) = self.trouble.admit(format!("wire {wire}"), now()) {
-            log::error!("wire_failed wire={wire} times={times} reason=\"{error:#}\"");
-        }
+        self.trouble(&format!("wire_failed wire={wire}"), error);
     }
 
     fn status(&mut self, state: Option<LineState>) -> LineStatus {
         let counters = &self.setup.counters;
         let cameras_up: Vec<bool> =
             (0..self.setup.cameras.len()).map(|camera| counters.camera_up(camera)).collect();
-        let all_up = cameras_up.iter().all(|&up| up);
+        let all_up =
+            (0..cameras_up.len()).all(|camera| cameras_up[camera] || counters.camera_ended(camera));
         self.all_cameras_were_up |= all_up;
         let failing = counters.detector_failing.load(Ordering::Relaxed);
         let state = state.unwrap_or(match (all_up && !failing, self.all_cameras_were_up) {
@@ -350,7 +364,12 @@ impl Output {
             late_verdicts: counters.late_verdicts.load(Ordering::Relaxed),
             cameras_up,
             evidence_lost: counters.archive_failing.load(Ordering::Relaxed)
-                || self.setup.ledger.as_ref().is_some_and(|ledger| ledger.fault().is_some()),
+                || counters.evidence_lost.load(Ordering::Relaxed) > self.window.evidence_lost
+                || self
+                    .setup
+                    .ledger
+                    .as_ref()
+                    .is_some_and(|ledger| ledger.fault().is_some() || ledger.lost() > 0),
         }
     }
 
@@ -375,8 +394,12 @@ impl Output {
             self.setup.counters.late_verdicts.load(Ordering::Relaxed),
             self.setup.counters.evidence_lost.load(Ordering::Relaxed),
         );
+        for (event, times) in self.trouble.overdue(time) {
+            log::warn!("repeated event=\"{}\" times={times}", plain(event));
+        }
         self.window.since = time;
         self.window.tally = tally;
+        self.window.evidence_lost = self.setup.counters.evidence_lost.load(Ordering::Relaxed);
         self.window.latency.reset();
         self.anchor = (time, SystemTime::now());
     }

@@ -218,7 +218,7 @@ fn a_taken_port_is_named() {
     let wire = Modbus::bind(&config()).unwrap();
     let error = Modbus::bind(&Config { listen: wire.local_addr(), ..config() }).err().unwrap();
     let text = format!("{error:#}");
-    assert!(text.starts_with(&format!("modbus.listen = {}", wire.local_addr())), "{text}");
+    assert!(text.starts_with(&format!("output.modbus.listen = {}", wire.local_addr())), "{text}");
 }
 
 #[test]
