@@ -1,13 +1,13 @@
 //! inspectd: every triggered part gets exactly one verdict, in time, and what was not inspected is
 //! rejected.
 //!
-//! The map of the house, in the order a frame meets it: [`camera`] grabs a picture, [`frame`] says
-//! what crosses the rooms, [`pipeline`] owns the threads and queues, [`detector`] scores it with
-//! layers from [`nn`] and arithmetic from [`ops`], [`verdict`] decides, [`tracker`] keeps the
-//! deadlines, [`output`] tells the PLC, [`ledger`] records, [`archive`] keeps evidence and
-//! [`telemetry`] counts. The workshop ([`dataset`], [`metrics`], [`calibrate`], [`teach`],
-//! [`mod@eval`]) makes and judges
-//! models; nothing above it uses it.
+//! The map of the house, in the order a frame meets it: [`config`] gathers what a plant sets,
+//! [`camera`] grabs a picture, [`frame`] says what crosses the rooms, [`pipeline`] owns the threads
+//! and queues, [`detector`] scores it with layers from [`nn`] and arithmetic from [`ops`],
+//! [`verdict`] decides, [`tracker`] keeps the deadlines, [`output`] tells the PLC, [`ledger`]
+//! records, [`archive`] keeps evidence as [`picture`] draws it, [`journal`] writes the log and
+//! [`telemetry`] counts. The workshop ([`teach`], [`calibrate`], [`dataset`], [`metrics`],
+//! [`mod@eval`]) makes and judges models; nothing above it uses it.
 
 pub mod archive;
 pub mod camera;

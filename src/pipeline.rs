@@ -1,4 +1,6 @@
-//! The threads and queues of the line, and the only place that starts threads or reads the clock.
+//! The threads and queues of the line, and its clock. A thread or a clock elsewhere (the log's
+//! writer, the reader of a USB camera, the Modbus wire, commands that time themselves) carries its
+//! reason where it stands.
 //!
 //! ```text
 //!  camera-0..n ──frames──▶ infer ──┐
@@ -37,13 +39,13 @@ mod infer;
 mod output;
 
 /// The clock of the line. Logic takes the time as an argument.
-#[expect(clippy::disallowed_methods, reason = "the one clock; commands and threads read it here")]
+#[expect(clippy::disallowed_methods, reason = "the clock itself; commands and threads read it")]
 pub fn now() -> Instant {
     Instant::now()
 }
 
 /// Starts a named thread.
-#[expect(clippy::disallowed_methods, reason = "the one place that starts threads")]
+#[expect(clippy::disallowed_methods, reason = "the threads of the line are started here")]
 fn spawn<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,

@@ -22,7 +22,7 @@ use crate::frame::Image;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The folder; a relative path counts from the working directory.
+    /// The folder; a relative path in a config file counts from that file's folder.
     pub path: PathBuf,
     /// Parts per second.
     #[serde(default = "default_rate_hz")]
