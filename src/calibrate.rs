@@ -11,6 +11,15 @@
 //! prediction limit of one further value (Hahn and Meeker 1991, section 4.8), but never at or
 //! below a score that a held-out good part had. That is an estimate, not a promise, and the card
 //! and the terminal say so.
+//!
+//! *Cross-fitted* scores, each from a memory bank of the other folds, use every part and see the
+//! spread far better where parts are few; but they are not the finished memory bank's. A bank of
+//! fewer pictures knows less, so they tend to be a little high and the limits a little cautious.
+//! That is a tendency and no theorem: the k-th of them is an estimate too, called *ranked* and not
+//! conformal. The worst case of about 2α that is known of cross-fitting (Barber et al. 2021,
+//! "Predictive inference with the jackknife+": CV+) is of a rule that scores the next part by the
+//! memory banks of all folds, K times the work. For one model refitted on all parts the paper shows
+//! that no such bound exists (the jackknife, folds of one part).
 
 use anyhow::{Result, ensure};
 
@@ -20,8 +29,9 @@ use crate::detector::bundle::{Calibration, Rule, Spread, Threshold};
 pub const LEAST_RATE: f64 = 1e-6;
 
 /// The limits for image scores and for the largest values of the anomaly maps, each by itself
-/// keeping to `false_rejects` (a rate, so 0.001 is 1000 ppm). Both slices are of held-out good
-/// parts, raw score units.
+/// keeping to `false_rejects` (a rate, so 0.001 is 1000 ppm). Both slices are raw score units of
+/// good parts that the memory bank they were scored by does not have; `folds` says that those were
+/// memory banks of folds.
 ///
 /// # Errors
 /// Fewer than 2 parts, a score that is not finite, scores without any spread, a rate outside
@@ -30,6 +40,7 @@ pub fn limits(
     scores: &[f32],
     map_maxima: &[f32],
     false_rejects: f64,
+    folds: Option<usize>,
 ) -> Result<(Threshold, Calibration)> {
     ensure!(
         (LEAST_RATE..=0.5).contains(&false_rejects),
@@ -45,9 +56,10 @@ pub fn limits(
     let (score, rule) = limit(scores, false_rejects)?;
     let (map, _) = limit(map_maxima, false_rejects)?;
     let calibration = Calibration {
-        rule,
+        rule: if folds.is_some() && rule == Rule::Conformal { Rule::Ranked } else { rule },
         false_rejects,
         held_out: scores.len(),
+        folds,
         needed: needed(false_rejects),
         scores: spread(scores),
         map_maxima: spread(map_maxima),
@@ -264,6 +276,22 @@ mod tests {
     }
 
     #[test]
+    fn cross_fitted_scores_give_the_same_limits_and_never_a_promise() {
+        let scores: Vec<f32> = (1..=19).map(|i| i as f32).collect();
+        let cases = [
+            (0.1, None, Rule::Conformal),
+            (0.1, Some(5), Rule::Ranked),
+            (0.01, None, Rule::Extrapolated),
+            (0.01, Some(5), Rule::Extrapolated),
+        ];
+        for (rate, folds, rule) in cases {
+            let (threshold, calibration) = limits(&scores, &scores, rate, folds).unwrap();
+            assert_eq!((calibration.rule, calibration.folds), (rule, folds), "{rate}");
+            assert_eq!(threshold.score, limit(&scores, rate).unwrap().0, "{rate}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_calibrated_is_refused() {
         let good = [1.0, 2.0, 3.0];
         let cases: [(&[f32], &[f32], f64, &str); 6] = [
@@ -275,7 +303,7 @@ mod tests {
             (&good, &[1.0], 0.01, "anomaly maps"),
         ];
         for (scores, maxima, rate, word) in cases {
-            let error = limits(scores, maxima, rate).unwrap_err().to_string();
+            let error = limits(scores, maxima, rate, None).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
     }

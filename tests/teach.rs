@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use inspectd::camera::pattern;
+use inspectd::detector::Detector;
 use inspectd::detector::bundle::{self, Card, Rule};
 use inspectd::detector::input::Input;
-use inspectd::detector::patch_prototypes;
+use inspectd::detector::patch_prototypes::{self, PatchFeatures, PatchPrototypes};
 use inspectd::frame::Image;
 use inspectd::nn::BackboneSpec;
-use inspectd::teach::{self, BankSize, Config, Good, Step, Taught};
+use inspectd::teach::{self, BankSize, Config, Good, HoldOut, Step, Taught};
 use tempfile::TempDir;
 
 fn config() -> Config {
@@ -22,10 +23,15 @@ fn config() -> Config {
         input: Input { width: 96, height: 96 },
         seed: 5,
         bank: BankSize::Count(200),
-        holdout: 0.25,
+        holdout: HoldOut::Split(0.25),
         false_rejects: 0.01,
         significant_bits: 16,
     }
+}
+
+/// [`config`] for few pictures; small, as it makes six memory banks.
+fn folded() -> Config {
+    Config { holdout: HoldOut::Auto, bank: BankSize::Count(60), ..config() }
 }
 
 /// Good part number `index`; rendered once, which is slow in a debug build.
@@ -275,8 +281,13 @@ fn pictures_that_cannot_be_read_and_copies_are_left_out_and_listed() {
 fn too_little_to_learn_from_is_refused() {
     let few = |config: Config, count| teach(&config, goods(count)).err().unwrap().to_string();
     assert!(few(config(), 4).contains("at least 5"), "{}", few(config(), 4));
-    let greedy = Config { holdout: 0.7, ..config() };
+    let greedy = Config { holdout: HoldOut::Split(0.7), ..config() };
     assert!(few(greedy.clone(), 6).contains("hold out fewer"), "{}", few(greedy, 6));
+    let thin = Config { holdout: HoldOut::Folds(7), ..config() };
+    assert!(few(thin.clone(), 6).contains("folds = 7 of 6"), "{}", few(thin, 6));
+    let full = Config { bank: BankSize::Count(5 * 144), ..folded() };
+    // 6 pictures fill it, but not the 4 that are left without the largest fold
+    assert!(few(full.clone(), 6).contains("576 patches of 4"), "{}", few(full, 6));
     let huge = Config { bank: BankSize::Count(100_000), ..config() };
     assert!(few(huge.clone(), 6).contains("100000 prototypes"), "{}", few(huge, 6));
     let same = (0..8).map(|i| Good::Picture { name: format!("{i}"), image: part(1) }).collect();
@@ -312,4 +323,132 @@ fn progress_ends_at_the_end_of_every_step() {
     .unwrap();
     let want = [(Step::Calibration, 5), (Step::Coreset, 200), (Step::Features, 15)];
     assert_eq!(last, want.map(|(step, n)| (format!("{step:?}"), (n, n))).into());
+}
+
+#[test]
+fn few_pictures_go_into_folds_and_many_are_split() {
+    struct Case {
+        holdout: HoldOut,
+        pictures: usize,
+        folds: Option<usize>,
+        held_out: usize,
+    }
+    let cases = [
+        Case { holdout: HoldOut::Auto, pictures: 5, folds: Some(5), held_out: 0 },
+        Case { holdout: HoldOut::Auto, pictures: 99, folds: Some(5), held_out: 0 },
+        Case { holdout: HoldOut::Auto, pictures: 100, folds: None, held_out: 20 },
+        Case { holdout: HoldOut::Split(0.2), pictures: 30, folds: None, held_out: 6 },
+        Case { holdout: HoldOut::Folds(7), pictures: 200, folds: Some(7), held_out: 0 },
+    ];
+    let loaded = patch_prototypes::load_backbone(&BackboneSpec::Compact).unwrap();
+    for Case { holdout, pictures, folds, held_out } in cases {
+        let file = |i| Good::File { name: format!("{i}"), path: PathBuf::new() };
+        let config = Config { holdout, ..config() };
+        let plan = config.plan((0..pictures).map(file).collect(), &loaded).unwrap();
+        let got = (plan.pictures(), plan.folds(), plan.held_out());
+        assert_eq!(got, (pictures, folds, held_out), "{holdout:?}");
+    }
+}
+
+#[test]
+fn a_model_from_folds_has_every_picture_and_the_same_bytes_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let written = |name: &str, config: Config| {
+        let path = folder.path().join(name);
+        teach(&config, goods(12)).unwrap().write(&path, false).unwrap();
+        path
+    };
+    let (first, again) = (written("a", folded()), written("b", folded()));
+    assert_eq!(relative(&first), relative(&again));
+    let Card { training_data, prototypes, calibration, .. } = bundle::load(&first, 3).unwrap().card;
+    assert_eq!((training_data.taught, training_data.held_out), (12, 0));
+    assert_eq!((prototypes.count, prototypes.patches), (60, 12 * 144));
+    assert_eq!((calibration.held_out, calibration.folds), (12, Some(5)));
+    assert_eq!(calibration.rule, Rule::Extrapolated);
+    let text = |path: &Path| fs::read_to_string(path.join("model.toml")).unwrap();
+    assert!(text(&first).contains("\nfolds = 5\n"), "{}", text(&first));
+    // a split's card says nothing of folds
+    assert!(!text(&taught().1).contains("folds"), "{}", text(&taught().1));
+}
+
+/// With every patch of the others as its memory bank, a part that were in it would score 0.
+#[test]
+fn no_part_is_in_the_memory_bank_that_scores_it() {
+    let all = Config {
+        input: Input { width: 64, height: 64 },
+        bank: BankSize::Ratio(1.0),
+        holdout: HoldOut::Folds(6),
+        ..config()
+    };
+    // the plain way: for each part a detector made of the five others
+    let load = || patch_prototypes::load_backbone(&BackboneSpec::Compact).unwrap().backbone;
+    let extractor = PatchFeatures::new(all.input, load()).unwrap();
+    let features: Vec<Vec<f32>> = (0..6).map(|i| extractor.extract(&[&part(i)]).unwrap()).collect();
+    let score = |i: usize, with: &dyn Fn(usize) -> bool| {
+        let rows = (0..6).filter(|&j| with(j)).flat_map(|j| features[j].clone()).collect();
+        let extractor = PatchFeatures::new(all.input, load()).unwrap();
+        let mut detector = PatchPrototypes::new(extractor, rows).unwrap();
+        detector.detect(&[&part(i)]).unwrap()[0].score
+    };
+    let mut plain: Vec<f32> = (0..6).map(|i| score(i, &|j| j != i)).collect();
+    plain.sort_by(f32::total_cmp);
+
+    let calibrated =
+        |holdout| teach(&Config { holdout, ..all.clone() }, goods(6)).unwrap().card.calibration;
+    let singly = calibrated(HoldOut::Folds(6));
+    let got = [singly.scores.min, singly.scores.median, singly.scores.max];
+    for (got, want) in got.into_iter().zip([plain[0], plain[3], plain[5]]) {
+        // a batch may sum in another order: scores move by less than 1e-4 (see SEAL_TOLERANCE)
+        assert!((got - want).abs() < 1e-4 * want, "{got} {want}");
+    }
+    let leaked = score(0, &|_| true);
+    assert!(leaked < 1e-3 * plain[0], "leakage would not show: {leaked} of {}", plain[0]);
+
+    // larger folds leave fewer others, so no distance gets smaller
+    let pairs = calibrated(HoldOut::Folds(3)).map_maxima;
+    let singly = singly.map_maxima;
+    for (pairs, singly) in
+        [(pairs.min, singly.min), (pairs.median, singly.median), (pairs.max, singly.max)]
+    {
+        assert!(pairs >= singly * (1.0 - 1e-4), "{pairs} {singly}");
+    }
+}
+
+#[test]
+fn a_memory_bank_of_all_patches_still_seals() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("all.bundle");
+    let all = Config { bank: BankSize::Ratio(1.0), ..folded() };
+    teach(&all, goods(6)).unwrap().write(&path, false).unwrap();
+    bundle::load(&path, 3).unwrap();
+}
+
+#[test]
+fn folds_are_made_of_what_can_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    for i in 0..10 {
+        part(i).to_rgb().save(folder.path().join(format!("{i:02}.png"))).unwrap();
+    }
+    fs::write(folder.path().join("broken.png"), b"not a picture").unwrap();
+    fs::copy(folder.path().join("03.png"), folder.path().join("copy.png")).unwrap();
+    let taught = teach(&folded(), teach::pictures_in(folder.path()).unwrap()).unwrap();
+    let Card { training_data, calibration, .. } = taught.card;
+    assert_eq!((training_data.unreadable, training_data.copies), (1, 1));
+    assert_eq!((training_data.taught, calibration.held_out), (10, 10));
+}
+
+#[test]
+fn progress_names_every_fold() {
+    let loaded = patch_prototypes::load_backbone(&BackboneSpec::Compact).unwrap();
+    let plan = folded().plan(goods(7), &loaded).unwrap();
+    let mut steps = Vec::new();
+    teach::teach(&folded(), plan, loaded, &mut |step, done, total| {
+        if done == total {
+            steps.push((step, total));
+        }
+    })
+    .unwrap();
+    let folds = (1..=5).map(|fold| (Step::Fold { fold, folds: 5 }, 60));
+    let want = [(Step::Features, 7)].into_iter().chain(folds).chain([(Step::Coreset, 60)]);
+    assert_eq!(steps, want.collect::<Vec<_>>());
 }

@@ -114,7 +114,7 @@ fn teach(args: &Args, source: &pattern::Config, out: &Path) -> Result<()> {
         input: Input { width: 256, height: 256 },
         seed: args.seed,
         bank: teach::BankSize::Usual,
-        holdout: 0.25,
+        holdout: teach::HoldOut::Auto,
         false_rejects: 0.001,
         significant_bits: 16,
     };
@@ -122,10 +122,8 @@ fn teach(args: &Args, source: &pattern::Config, out: &Path) -> Result<()> {
     let plan = config.plan(teach::pictures_in(&goods)?, &loaded)?;
     let taught = teach::teach(&config, plan, loaded, &mut |_, _, _| {})?;
     println!(
-        "{} prototypes, threshold {:.3} from {} held-out parts",
-        taught.card.prototypes.count,
-        taught.card.threshold.score,
-        taught.card.training_data.held_out
+        "{} prototypes, threshold {:.3} from the scores of {} good parts",
+        taught.card.prototypes.count, taught.card.threshold.score, taught.card.calibration.held_out
     );
     taught.write(&out.join("bundle"), false)
 }

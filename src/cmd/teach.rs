@@ -10,7 +10,7 @@ use inspectd::detector::bundle::{self, Calibration, Card, Rule};
 use inspectd::detector::input::Input;
 use inspectd::detector::patch_prototypes;
 use inspectd::nn::BackboneSpec;
-use inspectd::teach::{self, BankSize, Plan, Step, Taught};
+use inspectd::teach::{self, BankSize, HoldOut, Plan, Step, Taught};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -39,9 +39,15 @@ pub struct Args {
     #[arg(long)]
     ratio: Option<f64>,
 
-    /// Share of the good parts kept out of the memory bank, for the thresholds
-    #[arg(long, default_value_t = 0.2)]
-    holdout: f64,
+    /// Keep this share of the good parts out of the memory bank, for the thresholds [default: 0.2
+    /// from 100 pictures on, else see --folds]
+    #[arg(long, value_name = "SHARE", conflicts_with = "folds")]
+    holdout: Option<f64>,
+
+    /// Keep no part out: score each by a memory bank of the other folds, cut into this many
+    /// [default: 5 below 100 pictures]
+    #[arg(long, value_name = "K")]
+    folds: Option<usize>,
 
     /// Rate of good parts that may be rejected; 0.001 is 1000 ppm
     #[arg(long, value_name = "RATE", default_value_t = 0.001)]
@@ -91,7 +97,11 @@ pub fn run(args: &Args) -> Result<()> {
             (None, Some(ratio)) => BankSize::Ratio(ratio),
             (None, None) => BankSize::Usual,
         },
-        holdout: args.holdout,
+        holdout: match (args.holdout, args.folds) {
+            (Some(share), _) => HoldOut::Split(share),
+            (None, Some(folds)) => HoldOut::Folds(folds),
+            (None, None) => HoldOut::Auto,
+        },
         false_rejects: args.false_rejects,
         significant_bits: args.significant_bits,
     };
@@ -134,12 +144,11 @@ pub fn run(args: &Args) -> Result<()> {
 const SEAL_BATCH: usize = 8;
 
 fn check_memory(plan: &Plan, max_gib: Option<f64>) -> Result<()> {
-    println!(
-        "{} pictures, {} of them held out for the thresholds; memory needed {}",
-        plan.pictures(),
-        plan.held_out(),
-        plan.arithmetic()
-    );
+    let thresholds = match plan.folds() {
+        Some(folds) => format!("all taught, and scored in {folds} folds for the thresholds"),
+        None => format!("{} of them held out for the thresholds", plan.held_out()),
+    };
+    println!("{} pictures, {thresholds}; memory needed {}", plan.pictures(), plan.arithmetic());
     let available = match max_gib {
         Some(gib) => {
             ensure!(gib > 0.0 && gib.is_finite(), "max-memory-gib = {gib}: must be above 0");
@@ -178,15 +187,21 @@ fn tell(taught: &Taught) {
 }
 
 fn promise(calibration: &Calibration) -> String {
-    let Calibration { rule, false_rejects, held_out, needed, scores, .. } = calibration;
+    let Calibration { rule, false_rejects, held_out, folds, needed, scores, .. } = calibration;
     let ppm = false_rejects * 1e6;
+    let parts = match folds {
+        Some(folds) => format!("{held_out} good parts scored in {folds} folds"),
+        None => format!("{held_out} held-out good parts"),
+    };
     match rule {
-        Rule::Conformal => format!(
-            "at most {ppm:.0} ppm of good parts rejected, from {held_out} held-out good parts"
+        Rule::Conformal => format!("at most {ppm:.0} ppm of good parts rejected, from {parts}"),
+        Rule::Ranked => format!(
+            "an estimate, no promise: {ppm:.0} ppm of good parts rejected, from {parts}; a promise \
+             needs {needed} held-out good parts (--holdout)"
         ),
         Rule::Extrapolated => format!(
-            "an estimate, no promise: have {held_out}, need {needed} held-out good parts for \
-             {ppm:.0} ppm; theirs score {:.4} to {:.4}",
+            "an estimate, no promise: have {parts}, need {needed} held-out ones for {ppm:.0} ppm; \
+             theirs score {:.4} to {:.4}",
             scores.min, scores.max
         ),
     }
@@ -202,14 +217,14 @@ impl Bars {
     fn show(&mut self, step: Step, done: usize, total: usize) {
         if self.current.as_ref().is_none_or(|(current, _)| *current != step) {
             self.finish();
-            let bar = ProgressBar::new(total as u64).with_message(word(step)).with_style(
+            let bar = ProgressBar::new(total as u64).with_message(name(step)).with_style(
                 ProgressStyle::with_template(
                     "{msg:<12} {wide_bar} {pos}/{len} {elapsed} gone, {eta} left",
                 )
                 .expect("the template is well-formed"),
             );
             if bar.is_hidden() {
-                println!("{} ({total})", word(step));
+                println!("{} ({total})", name(step));
             }
             self.current = Some((step, bar));
         }
@@ -225,11 +240,12 @@ impl Bars {
     }
 }
 
-fn word(step: Step) -> &'static str {
+fn name(step: Step) -> String {
     match step {
-        Step::Features => "features",
-        Step::Coreset => "prototypes",
-        Step::Calibration => "calibration",
+        Step::Features => "features".to_owned(),
+        Step::Fold { fold, folds } => format!("fold {fold} of {folds}"),
+        Step::Coreset => "prototypes".to_owned(),
+        Step::Calibration => "calibration".to_owned(),
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! model.toml                   the card: what it is, what it was made from, what it promises
 //! weights.safetensors          prototypes, and the user's backbone up to the level needed
-//! golden/0.png … golden/3.png  good parts that are in no memory bank, and one with a blot
+//! golden/0.png … golden/3.png  good parts, and one of them with a blot
 //! golden/expected.safetensors  their scores [G] and anomaly maps [G, H, W] when it was made
 //! ```
 //!

@@ -219,6 +219,26 @@ impl PatchPrototypes {
         Ok(named.chain([("prototypes".to_owned(), rows)]).collect())
     }
 
+    /// What [`Detector::detect`] says of pictures whose features [B·P, D] are there already.
+    pub fn detect_features(&self, features: &[f32]) -> Result<Vec<Detection>> {
+        let nearest = self.bank.nearest(features)?;
+        let (rows, columns) = self.features.grid();
+        let patches = rows * columns;
+        features
+            .par_chunks_exact(patches * self.bank.dim())
+            .zip(nearest.par_chunks_exact(patches))
+            .map_init(
+                || self.blur.clone(),
+                |blur, (features, nearest)| self.judge(features, nearest, blur),
+            )
+            .collect()
+    }
+
+    /// The feature extractor, to be used with another memory bank.
+    pub fn into_features(self) -> PatchFeatures {
+        self.features
+    }
+
     /// Score and map of one picture: `features` [P, D], `nearest` the P nearest prototypes.
     fn judge(
         &self,
@@ -261,18 +281,7 @@ impl PatchPrototypes {
 
 impl Detector for PatchPrototypes {
     fn detect(&mut self, images: &[&Image]) -> Result<Vec<Detection>> {
-        let features = self.features.extract(images)?; // [B·P, D]
-        let nearest = self.bank.nearest(&features)?;
-        let (rows, columns) = self.features.grid();
-        let patches = rows * columns;
-        features
-            .par_chunks_exact(patches * self.bank.dim())
-            .zip(nearest.par_chunks_exact(patches))
-            .map_init(
-                || self.blur.clone(),
-                |blur, (features, nearest)| self.judge(features, nearest, blur),
-            )
-            .collect()
+        self.detect_features(&self.features.extract(images)?)
     }
 }
 

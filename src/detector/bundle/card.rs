@@ -19,7 +19,7 @@ pub struct Card {
     /// The version of the program that made it, and its git revision or `unknown`.
     pub inspectd: String,
     pub revision: String,
-    /// What every draw came from: split, projection, first centre.
+    /// What every draw came from: split or folds, projection, first centre.
     pub seed: u64,
     pub input: Input,
     pub backbone: BackboneCard,
@@ -59,8 +59,12 @@ pub struct Calibration {
     pub rule: Rule,
     /// The rate of good parts rejected that was asked for: 0.001 is 1000 ppm.
     pub false_rejects: f64,
-    /// Good parts that the limits were found on; none of them is in the memory bank.
+    /// Good parts that the limits were found on, each scored by a memory bank that it is not in.
     pub held_out: usize,
+    /// Where that was not the memory bank of this bundle but one made of the other folds: how many
+    /// folds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folds: Option<usize>,
     /// Held-out good parts that the conformal rule needs for this rate.
     pub needed: usize,
     /// Image scores of the held-out good parts.
@@ -74,6 +78,8 @@ pub struct Calibration {
 pub enum Rule {
     /// A promise that assumes nothing of the scores.
     Conformal,
+    /// The same rank among cross-fitted scores, of which nothing can be promised.
+    Ranked,
     /// Too few parts for a promise: an estimate that takes good scores for normal.
     Extrapolated,
 }
@@ -97,7 +103,7 @@ pub struct TrainingData {
     pub sha256: String,
     /// Pictures in the memory bank.
     pub taught: usize,
-    /// Pictures kept back for the thresholds.
+    /// Pictures kept out of it for the thresholds; none where they come from folds.
     pub held_out: usize,
     /// Bits a sample that 16-bit grey files carried; a camera on the line must say the same.
     pub significant_bits: u32,
