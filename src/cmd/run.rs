@@ -211,8 +211,10 @@ impl Line {
     }
 }
 
-/// One detector per distinct bundle folder, and which one each camera uses.
-fn load_bundles(config: &Config) -> Result<(Vec<Card>, Vec<Box<dyn Detector>>, Vec<usize>)> {
+/// One card and one detector per distinct bundle folder, and which of them each camera uses.
+type Loaded = (Vec<Card>, Vec<Box<dyn Detector>>, Vec<usize>);
+
+fn load_bundles(config: &Config) -> Result<Loaded> {
     let mut folders: Vec<&Path> = Vec::new();
     let (mut cards, mut detectors, mut card_of) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..config.cameras.len() {

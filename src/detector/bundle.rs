@@ -219,7 +219,7 @@ fn read_golden(folder: &Path, card: &Card) -> Result<Vec<Golden>> {
     Ok(golden)
 }
 
-/// `scores` [G], `maps` [G, H, W].
+/// `scores` `[G]`, `maps` `[G, H, W]`.
 fn expected(golden: &[Golden]) -> Result<BTreeMap<String, Tensor>> {
     let first = &golden.first().context("a bundle needs golden pictures")?.detection.map;
     let scores: Vec<f32> = golden.iter().map(|g| g.detection.score).collect();

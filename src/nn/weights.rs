@@ -2,7 +2,7 @@
 //!
 //! Nothing in a file is ever run. safetensors is a table of offsets; the safetensors crate refuses a
 //! header above 100 MB, offsets that overlap, leave holes or pass the end of the file, and shapes
-//! that do not fit their bytes. `.pth` is read by [`super::pth`].
+//! that do not fit their bytes. `.pth` is read by `nn/pth.rs`.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -72,7 +72,7 @@ impl PrototypeBank {
         self.dim
     }
 
-    /// Prototype `index`, [D].
+    /// Prototype `index`, `[D]`.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.rows[index * self.dim..][..self.dim]
     }
@@ -82,7 +82,7 @@ impl PrototypeBank {
         &self.rows
     }
 
-    /// The closest prototype of each query: `queries` [Q, D] → [Q]. Ties: lowest index.
+    /// The closest prototype of each query: `queries` `[Q, D]` → `[Q]`. Ties: lowest index.
     pub fn nearest(&self, queries: &[f32]) -> Result<Vec<Nearest>> {
         self.top(queries, 1)
     }
