@@ -4,9 +4,12 @@
 //! start and only the last is written. What a power cut or a bad disk can do beyond a half-written
 //! last record is set aside under a `.damaged` name, never deleted and never skipped in silence.
 //!
+//! Each part has a mark when its id is given out and a record when it has its verdict. What has a
+//! mark and no record when the process died is closed as `Interrupted` by the next start.
+//!
 //! An id is never given twice. After a clean end counting goes on where it stopped; after an
 //! unclean one it skips [`UNCLEAN_SKIP`] ids, since parts may have had an id when the process died
-//! that no record speaks of yet.
+//! that nothing on disk speaks of.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -31,9 +34,11 @@ pub use read::{Contents, Problem, read, read_with, survey};
 
 use segment::{ENTRY_BYTES, Entry, State};
 
-/// Ids left out after an unclean end. More than can be between camera and verdict at once: queues
-/// are bounded far below.
-pub const UNCLEAN_SKIP: u64 = 4096;
+/// Ids left out after an unclean end: more than can have been given out above the last one known on
+/// disk. That is a few parts after a kill (triggered, and not marked yet), a second's parts after a
+/// power cut, and after a failing disk all parts since it took nothing, with the backlog and those
+/// lost: over a day at 10 parts/s, during which the PLC was told that evidence is lost.
+pub const UNCLEAN_SKIP: u64 = 1 << 20;
 
 /// What an interrupted part has for a frame: nobody knows which it was.
 pub const UNKNOWN_FRAME: FrameId = FrameId { camera: u16::MAX, seq: u64::MAX };
@@ -76,7 +81,8 @@ const GIB: f64 = (1_u64 << 30) as f64;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Record {
     pub part: PartId,
-    /// The highest part id given out so far: what an unclean end may have left without a record.
+    /// The highest part id given out so far: a mark of all ids up to it, where their own marks are
+    /// missing.
     pub issued: PartId,
     pub frame: FrameId,
     pub verdict: Verdict,
@@ -137,8 +143,11 @@ pub struct Ledger {
     written: State,
     backlog: VecDeque<Entry>,
     lost: u64,
-    /// The highest id heard of, also in records that were lost.
+    /// The highest id heard of: above `taken`'s where a record was lost or a mark is still to be
+    /// written.
     issued: u64,
+    /// The latest time heard of, for the heads of segments.
+    latest: SystemTime,
     fault: Option<String>,
     sync: SyncHandle,
 }
@@ -153,20 +162,35 @@ impl Ledger {
         Ledger::open_with(&config.folder, limits, Box::new(Direct), now)
     }
 
+    /// Says that the ids up to this one are given out, before anybody is told of the part: what has
+    /// a mark and no record at the next start is closed as `Interrupted`. Costs one entry, none if
+    /// it is known already. Marks need no room in the backlog: what the disk does not take now is
+    /// in the next mark that it takes, or in a record's `issued`.
+    pub fn mark_issued(&mut self, part: PartId) {
+        let known = self.issued.max(self.taken.issued);
+        if part.0.saturating_sub(known) > segment::MOST_OPEN / 2 {
+            log::error!("ledger_mark_refused part={part} known={known} reason=\"ids jump\"");
+            return;
+        }
+        self.heard_of(part);
+        // Told by `backlog` and `fault`.
+        let _kept = self.flush();
+    }
+
     /// Hands one record to the operating system (no fsync); microseconds. While the disk takes
     /// nothing the record is kept in memory and written, in order, by a later call: see
     /// [`Ledger::backlog`]. An error means that this record will never be on disk: the part has one
     /// already, or the backlog is full.
     pub fn append(&mut self, record: &Record) -> Result<()> {
-        if let Some(why) = self.taken.refuses(record) {
-            bail!("ledger {}: {why}; the record is refused", self.folder.display());
-        }
-        self.issued = self.issued.max(record.issued.0);
         if self.backlog.len() >= self.limits.backlog {
             // Whether it made room is what counts.
             let _told_below = self.flush();
         }
+        if let Some(why) = self.taken.refuses(record) {
+            bail!("ledger {}: {why}; the record is refused", self.folder.display());
+        }
         if self.backlog.len() >= self.limits.backlog {
+            self.heard_of(record.issued);
             self.lost += 1;
             bail!(
                 "ledger {}: part {} is not recorded, {} records wait for the disk already: {}",
@@ -198,21 +222,32 @@ impl Ledger {
     /// Tries to write what the disk did not take so far. For the line's heartbeat, so that the
     /// ledger recovers without a part coming by.
     pub fn flush(&mut self) -> Result<()> {
-        while let Some(&entry) = self.backlog.front() {
+        loop {
+            let waiting = self.backlog.front().copied();
+            let entry = match waiting {
+                Some(entry) => entry,
+                None if self.unmarked() => Entry::Issued { part: PartId(self.issued) },
+                None => break,
+            };
             if let Err(error) = self.write(&entry) {
                 let fault = format!("{error:#}");
                 self.fault = Some(fault.clone());
                 bail!("{fault}");
             }
-            self.backlog.pop_front();
+            match waiting {
+                Some(_) => {
+                    self.backlog.pop_front();
+                }
+                None => self.count(&entry),
+            }
         }
         self.fault = None;
         Ok(())
     }
 
-    /// Records that wait in memory for the disk; lost if the process dies now.
+    /// Entries that wait in memory for the disk; lost if the process dies now.
     pub fn backlog(&self) -> usize {
-        self.backlog.len()
+        self.backlog.len() + usize::from(self.unmarked())
     }
 
     /// Records that found the backlog full, since the start. Their parts are closed as
@@ -288,15 +323,13 @@ impl Ledger {
             backlog: VecDeque::new(),
             lost: 0,
             issued: 0,
+            latest: now,
             fault: None,
             sync,
         };
         // Torn bytes behind a stop were a start.
         let clean = found.fresh || (ledger.taken.stopped && found.torn_bytes == 0);
-        let skip = match clean {
-            true => 0,
-            false => UNCLEAN_SKIP + found.torn_bytes / ENTRY_BYTES as u64,
-        };
+        let skip = if clean { 0 } else { UNCLEAN_SKIP };
         let interrupted: Vec<PartId> = ledger.taken.open.iter().map(|&id| PartId(id)).collect();
         for &part in &interrupted {
             ledger.take(Entry::Part(Record {
@@ -332,14 +365,39 @@ impl Ledger {
 
     /// The entry counts from here on, on disk or not. Callers have asked `refuses`.
     fn take(&mut self, entry: Entry) {
-        self.taken.apply(&entry).expect("the entry was checked against this state");
+        self.count(&entry);
+        if let Entry::Part(Record { triggered_at: at, .. })
+        | Entry::Start { at, .. }
+        | Entry::Stop { at, .. } = entry
+        {
+            self.latest = at;
+        }
         self.backlog.push_back(entry);
+    }
+
+    fn count(&mut self, entry: &Entry) {
+        self.taken.apply(entry).expect("the entry was checked against this state");
+    }
+
+    /// Keeps in mind that ids up to this one are given out.
+    fn heard_of(&mut self, part: PartId) {
+        self.issued = self.issued.max(part.0);
+        // While the disk takes nothing for so long that the jump would be taken for a wrong number.
+        // Once in half a million parts, so the backlog's bound is not asked.
+        if self.issued.saturating_sub(self.taken.issued) > segment::MOST_OPEN / 2 {
+            self.take(Entry::Issued { part: PartId(self.issued) });
+        }
+    }
+
+    /// Ids were heard of that no entry taken so far speaks of.
+    fn unmarked(&self) -> bool {
+        self.issued > self.taken.issued
     }
 
     /// One write at the end of the last whole entry: a half-written one is overwritten.
     fn write(&mut self, entry: &Entry) -> Result<()> {
         if self.len + ENTRY_BYTES as u64 > self.limits.segment_bytes {
-            self.rotate(entry)?;
+            self.rotate()?;
         }
         let bytes = segment::encode(entry, self.written.entries);
         write_all(self.disk.as_mut(), &self.file, &bytes, self.len).with_context(|| {
@@ -350,14 +408,14 @@ impl Ledger {
         Ok(())
     }
 
-    fn rotate(&mut self, next: &Entry) -> Result<()> {
-        let now = match next {
-            Entry::Part(record) | Entry::Withdrawn(record) => record.triggered_at,
-            Entry::Start { at, .. } | Entry::Stop { at, .. } => *at,
-            Entry::Open { .. } => SystemTime::UNIX_EPOCH,
-        };
-        let (file, len) =
-            new_segment(&self.folder, self.index + 1, &mut self.written, now, self.disk.as_mut())?;
+    fn rotate(&mut self) -> Result<()> {
+        let (file, len) = new_segment(
+            &self.folder,
+            self.index + 1,
+            &mut self.written,
+            self.latest,
+            self.disk.as_mut(),
+        )?;
         self.index += 1;
         self.file = Arc::new(file);
         self.len = len;

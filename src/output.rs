@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 
 use crate::frame::{FrameId, PartId, Truth};
+use crate::telemetry::Progress;
 use crate::verdict::{Cause, Region, Verdict};
 
 pub mod log;
@@ -127,9 +128,10 @@ pub struct LineStatus {
     pub evidence_lost: bool,
 }
 
-/// Work that a wire does on a thread of its own (serving sockets). Runs until `stop` is set;
-/// looks at it at least every 100 ms.
-pub type Service = Box<dyn FnOnce(&AtomicBool) + Send>;
+/// Work that a wire does on a thread of its own (serving sockets). Runs until `stop` is set, which
+/// it looks at at least every 100 ms, and then for at most half a second, for the PLC to read what
+/// came last. Marks its progress each turn.
+pub type Service = Box<dyn FnOnce(&AtomicBool, &Progress) + Send>;
 
 /// One wire to the outside. Lives on the output thread, which must not stand still: neither
 /// method may block for longer than about a millisecond.

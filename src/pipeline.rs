@@ -240,7 +240,9 @@ pub fn start(parts: Parts) -> Result<Running> {
     for output in &mut outputs {
         if let Some(service) = output.service() {
             let stop = services_stop.clone();
-            services.push(spawn(&format!("wire-{}", output.name()), move || service(&stop))?);
+            services.push(spawn(&format!("wire-{}", output.name()), move || {
+                service(&stop, &Progress::default())
+            })?);
         }
     }
 

@@ -1,11 +1,12 @@
 //! The ledger under `kill -9`, on a disk that is really full, and through the command line.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use inspectd::frame::{FrameId, PartId};
@@ -37,20 +38,30 @@ fn record(part: u64, issued: u64) -> Record {
     }
 }
 
-/// Not a test of its own: the child of `every_part_told_before_kill_9_is_recorded_once`. Appends as
-/// fast as it can, the later of two parts first, and tells each id after it was appended.
+/// Not a test of its own: the child of `every_part_marked_before_kill_9_has_one_record`. As fast as
+/// it can it gives out ids and judges parts, of which three are in flight at any time and the later
+/// of two is judged first. Tells each id after its mark and after its record.
 #[test]
-fn child_appends_until_killed() {
+fn child_judges_until_killed() {
     let Some(folder) = std::env::var_os(CHILD) else { return };
     let (mut ledger, resumed) =
         Ledger::open(&config(Path::new(&folder)), SystemTime::now()).unwrap();
     let sync = ledger.sync();
     let mut out = std::io::stdout().lock();
-    let mut part = resumed.next_part.0;
+    // The test harness may have begun a line.
+    writeln!(out).unwrap();
+    let first = resumed.next_part.0;
+    let mut part = first;
     loop {
-        for id in [part + 1, part] {
-            ledger.append(&record(id, part + 1)).unwrap();
-            writeln!(out, "recorded {id}").unwrap();
+        for id in [part, part + 1] {
+            ledger.mark_issued(PartId(id));
+            writeln!(out, "marked {id}").unwrap();
+        }
+        for id in [part - 1, part - 2] {
+            if id >= first {
+                ledger.append(&record(id, part + 1)).unwrap();
+                writeln!(out, "recorded {id}").unwrap();
+            }
         }
         part += 2;
         if part % 4096 < 2 {
@@ -60,50 +71,84 @@ fn child_appends_until_killed() {
 }
 
 #[test]
-fn every_part_told_before_kill_9_is_recorded_once() {
+fn every_part_marked_before_kill_9_has_one_record() {
     let folder = tempfile::tempdir().unwrap();
-    let mut told = HashSet::new();
+    let (mut marked, mut recorded) = (HashSet::new(), HashSet::new());
+    let (mut triggers, mut interrupted) = (0, 0);
     // A spread of moments, from before the ledger is open to many thousand records in.
-    for millis in [0, 1, 2, 3, 5, 7, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 200, 300] {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_appends_until_killed", "--nocapture"])
-            .env(CHILD, folder.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        let reader = std::thread::scope(|threads| {
-            let reader = threads.spawn(move || {
-                let mut text = Vec::new();
-                lines.read_to_end(&mut text).unwrap();
-                text
-            });
-            std::thread::sleep(Duration::from_millis(millis));
-            child.kill().unwrap();
-            child.wait().unwrap();
-            reader.join().unwrap()
-        });
-        // A line cut off by the kill counts as not told.
-        let whole = reader.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        for line in reader[..whole].lines() {
-            let line = line.unwrap();
-            let Some(id) = line.strip_prefix("recorded ") else { continue };
-            assert!(told.insert(id.parse::<u64>().unwrap()), "id {id} was given out twice");
+    for (round, millis) in
+        [0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 0, 1, 2, 5, 10, 20, 50, 100, 150, 200].iter().enumerate()
+    {
+        // In the first rounds counted from the process's start, then from the first record.
+        for (word, id) in run_and_kill(folder.path(), Duration::from_millis(*millis), round >= 10) {
+            match word.as_str() {
+                "marked" => assert!(marked.insert(id), "id {id} was given out twice"),
+                _ => assert!(recorded.insert(id), "id {id} was recorded twice"),
+            }
         }
-        let mut records = HashSet::new();
-        for record in ledger::read(folder.path()).unwrap_or_default() {
-            assert!(records.insert(record.part.0), "part {} is recorded twice", record.part);
+        let (ledger, resumed) = Ledger::open(&config(folder.path()), SystemTime::now()).unwrap();
+        // Again without a clean end.
+        drop(ledger);
+        interrupted += resumed.interrupted.len();
+        let mut records = HashMap::new();
+        for record in ledger::read(folder.path()).unwrap() {
+            let twice = records.insert(record.part.0, record.verdict);
+            assert_eq!(twice, None, "part {} is recorded twice", record.part);
         }
-        let missing = told.difference(&records).min();
-        assert_eq!(missing, None, "told and not recorded, after {millis} ms");
+        assert_eq!(marked.iter().find(|&id| !records.contains_key(id)), None, "no record");
+        for id in &recorded {
+            assert_eq!(records[id], record(*id, *id).verdict, "part {id} was told and recorded");
+        }
+        assert!(resumed.tally.closed());
+        assert_eq!(resumed.tally.triggers, records.len() as u64);
+        assert!(resumed.tally.triggers >= triggers, "triggers never go back");
+        triggers = resumed.tally.triggers;
     }
-    assert!(told.len() > 1000, "only {} parts were told: the test killed too early", told.len());
-    let (ledger, resumed) = Ledger::open(&config(folder.path()), SystemTime::now()).unwrap();
-    assert!(resumed.tally.closed());
-    ledger.close(SystemTime::now()).unwrap();
-    let records = ledger::read(folder.path()).unwrap();
-    assert_eq!(records.len() as u64, resumed.tally.triggers);
-    println!("{} parts told, {} recorded, 20 kills", told.len(), records.len());
+    assert!(interrupted >= 10, "each kill after the first record leaves parts in flight");
+    println!(
+        "{} ids marked, {triggers} recorded, {interrupted} interrupted, 20 kills",
+        marked.len()
+    );
+}
+
+/// What the child told before it was killed: (`marked` or `recorded`, id). The wait begins with the
+/// process or, `once_at_work`, with the first record, however long the start takes.
+fn run_and_kill(folder: &Path, wait: Duration, once_at_work: bool) -> Vec<(String, u64)> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_judges_until_killed", "--nocapture"])
+        .env(CHILD, folder)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let (at_work, work) = mpsc::channel();
+    std::thread::scope(|threads| {
+        let reader = threads.spawn(move || {
+            let (mut told, mut line) = (Vec::new(), String::new());
+            // A line cut off by the kill counts as not told.
+            while lines.read_line(&mut line).unwrap() > 0 && line.ends_with('\n') {
+                if let Some((word @ ("marked" | "recorded"), id)) = line.trim_end().split_once(' ')
+                    && let Ok(id) = id.parse()
+                {
+                    if word == "recorded" {
+                        // Nobody listens in the first rounds, nor twice.
+                        let _ = at_work.send(());
+                    }
+                    told.push((word.to_owned(), id));
+                }
+                line.clear();
+            }
+            told
+        });
+        if once_at_work {
+            work.recv().expect("the child ended by itself");
+        }
+        std::thread::sleep(wait);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        drop(work);
+        reader.join().unwrap()
+    })
 }
 
 /// A file system of 1 MiB, really full.

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use inspectd::frame::{FrameId, PartId};
 use inspectd::output::modbus::{Config, Modbus};
 use inspectd::output::{LineState, LineStatus, Outcome, RejectOutput, Tally};
+use inspectd::telemetry::Progress;
 use inspectd::verdict::{Cause, Region, Verdict};
 
 /// A Python that has pymodbus: `INSPECTD_PYTHON`, else `python3`. `None` with a clear word where
@@ -81,7 +82,10 @@ impl Drop for SetAtEnd<'_> {
 #[test]
 fn pymodbus_reads_what_the_plc_is_promised() {
     let Some(python) = python_with_pymodbus() else { return };
-    let config = Config { listen: (Ipv4Addr::LOCALHOST, 0).into(), ..Config::default() };
+    // The peer sees it fresh after one write, however slow the machine.
+    let plc_heartbeat_ms = 5000;
+    let listen = (Ipv4Addr::LOCALHOST, 0).into();
+    let config = Config { listen, plc_heartbeat_ms, ..Config::default() };
     let mut wire = Modbus::bind(&config).unwrap();
     let service = wire.service().unwrap();
     let mut peer = Command::new(python)
@@ -97,7 +101,7 @@ fn pymodbus_reads_what_the_plc_is_promised() {
     let verdict = std::thread::scope(|threads| {
         // Also when an assertion fails below: the service would run on and the test hang.
         let _stops = SetAtEnd(&stop);
-        threads.spawn(|| service(&stop));
+        threads.spawn(|| service(&stop, &Progress::default()));
         let (told, tell) = mpsc::channel();
         threads
             .spawn(move || commands.lines().map_while(Result::ok).try_for_each(|c| told.send(c)));

@@ -24,13 +24,14 @@ const CAUSE_SLOTS: usize = 16;
 
 /// More parts than this between two records are no burst but a wrong number: each of them would
 /// have to be closed on its own.
-const MOST_OPEN: u64 = 1 << 20;
+pub(super) const MOST_OPEN: u64 = 1 << 20;
 
 const KIND_PART: u8 = 1;
 const KIND_START: u8 = 2;
 const KIND_STOP: u8 = 3;
 const KIND_OPEN: u8 = 4;
 const KIND_WITHDRAWN: u8 = 5;
+const KIND_ISSUED: u8 = 6;
 
 const HAS_SCORE: u8 = 1;
 const HAS_THRESHOLD: u8 = 2;
@@ -56,6 +57,10 @@ pub(super) enum Entry {
     },
     /// At the head of a segment: this part had an id and no record when the segment began.
     Open {
+        part: PartId,
+    },
+    /// Ids up to this one are given out; its record follows.
+    Issued {
         part: PartId,
     },
 }
@@ -128,6 +133,13 @@ impl State {
                 }
                 self.open.extend(self.issued + 1..=issued.0);
                 self.issued = issued.0;
+            }
+            Entry::Issued { part } => {
+                if part.0 <= self.issued || part.0 - self.issued > MOST_OPEN {
+                    return Err(format!("id {part} is given out after id {}", self.issued));
+                }
+                self.open.extend(self.issued + 1..=part.0);
+                self.issued = part.0;
             }
             Entry::Open { part } => {
                 if part.0 > self.issued || !self.open.insert(part.0) {
@@ -256,6 +268,10 @@ pub(super) fn encode(entry: &Entry, number: u64) -> [u8; ENTRY_BYTES] {
             at.put(&[KIND_OPEN, 0, 0, 0, 0, 0, 0, 0]);
             at.put(&part.0.to_le_bytes());
         }
+        Entry::Issued { part } => {
+            at.put(&[KIND_ISSUED, 0, 0, 0, 0, 0, 0, 0]);
+            at.put(&part.0.to_le_bytes());
+        }
     }
     bytes[NUMBER_AT..NUMBER_AT + 8].copy_from_slice(&number.to_le_bytes());
     seal(&mut bytes);
@@ -316,6 +332,10 @@ pub(super) fn decode(bytes: &[u8; ENTRY_BYTES]) -> Option<(Entry, u64)> {
         KIND_OPEN => {
             at.take::<4>();
             Entry::Open { part: PartId(at.u64()) }
+        }
+        KIND_ISSUED => {
+            at.take::<4>();
+            Entry::Issued { part: PartId(at.u64()) }
         }
         _ => return None,
     };
@@ -387,12 +407,12 @@ pub(super) fn scan(
         if open.is_some_and(|open| listed != ((index as u64) < open)) {
             damage.get_or_insert((offset, "the list of open parts is not at the head".into()));
         }
-        if let Entry::Part(record) = &entry
+        if let Entry::Part(Record { part, .. }) | Entry::Issued { part } = &entry
             && open.is_none()
             && state.issued == 0
         {
             // Nothing is known of the ids before; they are not to be closed a second time.
-            state.issued = record.part.0.saturating_sub(1);
+            state.issued = part.0.saturating_sub(1);
         }
         match state.apply(&entry) {
             Ok(()) => {
@@ -403,8 +423,9 @@ pub(super) fn scan(
             Err(_) if listed && open.is_none() => {}
             Err(what) => {
                 damage.get_or_insert((offset, what));
-                if let Entry::Part(record) = &entry {
-                    state.issued = state.issued.max(record.issued.0);
+                if let Entry::Part(Record { issued, .. }) | Entry::Issued { part: issued } = &entry
+                {
+                    state.issued = state.issued.max(issued.0);
                 }
             }
         }
@@ -521,6 +542,7 @@ mod tests {
             Entry::Start { epoch: 4, issued: PartId(u64::MAX), at },
             Entry::Stop { issued: PartId(8), at },
             Entry::Open { part: PartId(12) },
+            Entry::Issued { part: PartId(u64::MAX) },
         ];
         for entry in entries {
             let bytes = encode(&entry, 42);
@@ -570,5 +592,17 @@ mod tests {
         state.apply(&Entry::Part(record(3, 3))).unwrap();
         assert!(state.open.is_empty() && state.tally.closed());
         assert_eq!(state.tally.rejected_for(Cause::Anomaly), 3);
+    }
+
+    #[test]
+    fn an_id_is_marked_once_and_open_until_its_record() {
+        let mut state = State::default();
+        state.apply(&Entry::Issued { part: PartId(2) }).unwrap();
+        assert_eq!(state.open, BTreeSet::from([1, 2]));
+        assert!(state.apply(&Entry::Issued { part: PartId(2) }).is_err());
+        assert!(state.apply(&Entry::Issued { part: PartId(3 + MOST_OPEN) }).is_err());
+        state.apply(&Entry::Part(record(1, 2))).unwrap();
+        state.apply(&Entry::Part(record(2, 2))).unwrap();
+        assert!(state.open.is_empty() && state.tally.closed());
     }
 }

@@ -108,7 +108,7 @@ fn zeros_after_a_power_cut_are_a_torn_tail() {
     fs::write(&path, [bytes.as_slice(), &[0; 700]].concat()).unwrap();
     let (_ledger, resumed) = open(folder.path());
     assert_eq!((resumed.torn_bytes, resumed.tally.accepted), (700, 3));
-    assert_eq!(resumed.next_part, PartId(3 + UNCLEAN_SKIP + 700 / 80 + 1));
+    assert_eq!(resumed.next_part, PartId(3 + UNCLEAN_SKIP + 1));
 }
 
 /// Flips one bit in every byte of a ledger with records on both sides.
@@ -371,7 +371,8 @@ fn a_full_backlog_loses_loudly() {
     (1..=8).for_each(|part| ledger.append(&accept(part)).unwrap());
     let error = format!("{:#}", ledger.append(&accept(9)).unwrap_err());
     assert!(error.contains("part 9 is not recorded"), "{error}");
-    assert_eq!((ledger.backlog(), ledger.lost()), (8, 1));
+    // With a mark of part 9's id.
+    assert_eq!((ledger.backlog(), ledger.lost()), (9, 1));
     *room.lock().unwrap() = usize::MAX;
     ledger.append(&accept(10)).unwrap();
     ledger.close(NOW).unwrap();
@@ -387,6 +388,81 @@ fn a_full_backlog_loses_loudly() {
     ledger.close(NOW).unwrap();
     let (_ledger, resumed) = open(folder.path());
     assert_eq!((resumed.interrupted, resumed.next_part), (vec![PartId(19)], PartId(20)));
+}
+
+/// What an outage may last and still no id is given twice: the backlog full, most records lost.
+#[test]
+fn ids_given_out_while_the_disk_took_nothing_are_not_given_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let room = Arc::new(Mutex::new(usize::MAX));
+    let disk = Box::new(FullAt { room: room.clone() });
+    let (mut ledger, _) = Ledger::open_with(folder.path(), SMALL, disk, NOW).unwrap();
+    *room.lock().unwrap() = 0;
+    for part in 1..=5000 {
+        ledger.mark_issued(PartId(part));
+        assert_eq!(ledger.append(&accept(part)).is_ok(), part <= 8);
+    }
+    drop(ledger);
+    let (_ledger, resumed) = open(folder.path());
+    assert!(resumed.next_part > PartId(5000), "{}", resumed.next_part);
+    assert_eq!(resumed.tally.triggers, 0, "nothing was on disk");
+}
+
+#[test]
+fn a_part_marked_and_not_recorded_is_closed_as_interrupted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut ledger, _) = open(folder.path());
+    (1..=4).for_each(|part| ledger.mark_issued(PartId(part)));
+    ledger.mark_issued(PartId(2));
+    ledger.append(&record(3, 4, Verdict::Accept)).unwrap();
+    // A reader sees records only, and the rest as parts in flight.
+    assert_eq!(ids(folder.path()), [3]);
+    let tally = survey(folder.path()).unwrap().tally;
+    assert_eq!((tally.triggers, tally.in_flight()), (4, 3));
+    drop(ledger);
+    let (ledger, resumed) = open(folder.path());
+    assert_eq!(resumed.interrupted, [1, 2, 4].map(PartId));
+    assert!(resumed.tally.closed() && resumed.tally.triggers == 4);
+    drop(ledger);
+    assert_eq!(ids(folder.path()), [3, 1, 2, 4]);
+}
+
+#[test]
+fn marks_need_no_room_in_the_backlog_and_are_written_when_the_disk_is_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let room = Arc::new(Mutex::new(usize::MAX));
+    let disk = Box::new(FullAt { room: room.clone() });
+    let (mut ledger, _) = Ledger::open_with(folder.path(), SMALL, disk, NOW).unwrap();
+    *room.lock().unwrap() = 0;
+    (1..=100).for_each(|part| ledger.mark_issued(PartId(part)));
+    assert_eq!(ledger.backlog(), 1);
+    assert!(ledger.fault().is_some());
+    ledger.append(&record(50, 100, Verdict::Accept)).unwrap();
+    *room.lock().unwrap() = usize::MAX;
+    ledger.mark_issued(PartId(102));
+    assert_eq!((ledger.backlog(), ledger.fault()), (0, None));
+    drop(ledger);
+    let (_ledger, resumed) = open(folder.path());
+    assert_eq!(resumed.interrupted.len(), 101);
+    assert_eq!(resumed.tally.triggers, 102);
+}
+
+/// More parts than may be open at once by the format's own check.
+#[test]
+fn an_outage_of_a_million_parts_ends_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let room = Arc::new(Mutex::new(usize::MAX));
+    let disk = Box::new(FullAt { room: room.clone() });
+    let (mut ledger, _) = Ledger::open_with(folder.path(), SMALL, disk, NOW).unwrap();
+    *room.lock().unwrap() = 0;
+    (1..=1_200).for_each(|step| ledger.mark_issued(PartId(step * 1000)));
+    ledger.mark_issued(PartId(u64::MAX));
+    *room.lock().unwrap() = usize::MAX;
+    ledger.append(&accept(1_200_001)).unwrap();
+    ledger.close(NOW).unwrap();
+    let contents = read_with(folder.path(), |_| {}).unwrap();
+    assert_eq!(contents.problems, []);
+    assert_eq!((contents.records, contents.tally.in_flight()), (1, 1_200_000));
 }
 
 #[test]

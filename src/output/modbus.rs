@@ -23,6 +23,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use serde::Deserialize;
 
 use super::{LineStatus, Outcome, RejectOutput, Service};
+use crate::telemetry::Progress;
 use protocol::{FRAME_BYTES, Framing};
 use registers::{Beat, Entry, Image, Limits};
 
@@ -144,7 +145,8 @@ impl Modbus {
             poll,
             listener,
             clients: VecDeque::new(),
-            next_token: WAKER.0 + 1,
+            next_token: FIRST_CLIENT,
+            farewell: FAREWELL,
         };
         Ok(Modbus { local_addr, news, missed, waker, server: Some(server) })
     }
@@ -155,7 +157,11 @@ impl Modbus {
 
     fn hand_over(&self, news: News) -> Result<()> {
         match self.news.try_send(news) {
-            Ok(()) => self.waker.wake().context("modbus: waking the wire"),
+            Ok(()) => {
+                // It is handed over all the same: the wire looks into its inbox within `PATIENCE`.
+                let _woken = self.waker.wake();
+                Ok(())
+            }
             Err(TrySendError::Full(_)) => bail!("modbus: the wire stands still, {NEWS} wait"),
             Err(TrySendError::Disconnected(_)) => bail!("modbus: the wire has ended"),
         }
@@ -181,7 +187,7 @@ impl RejectOutput for Modbus {
 
     fn service(&mut self) -> Option<Service> {
         let server = self.server.take()?;
-        Some(Box::new(move |stop| server.run(stop)))
+        Some(Box::new(move |stop, progress| server.run(stop, progress)))
     }
 }
 
@@ -195,8 +201,17 @@ enum News {
 
 const WAKER: Token = Token(0);
 
+const FIRST_CLIENT: usize = WAKER.0 + 1;
+
 /// How long the poll may wait; `stop` is looked at as often.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long the wire serves on when it is told to stop, at most: many polls of a PLC that polls every
+/// 10 to 50 ms, and little for who waits for the end. What is not fetched then has no PASS.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// How long it serves on when everything is acknowledged: two polls, for the state to be read.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// A polling PLC is never silent for so long; a connection left over by one that was switched off
 /// is.
@@ -217,10 +232,11 @@ struct Server {
     listener: TcpListener,
     clients: VecDeque<Client>,
     next_token: usize,
+    farewell: Duration,
 }
 
 impl Server {
-    fn run(mut self, stop: &AtomicBool) {
+    fn run(mut self, stop: &AtomicBool, progress: &Progress) {
         let listener = Interest::READABLE;
         if let Err(error) = self.poll.registry().register(&mut self.listener, LISTENER, listener) {
             log::error!("modbus_down error={error}");
@@ -228,7 +244,11 @@ impl Server {
         }
         let mut events = Events::with_capacity(64);
         let mut at_work = false;
-        while !stop.load(Ordering::Relaxed) {
+        let mut end = End::default();
+        loop {
+            progress.mark();
+            // Before the inbox is emptied: who stops the wire has handed over everything.
+            let stopping = stop.load(Ordering::SeqCst);
             let patience = if at_work { Duration::ZERO } else { PATIENCE };
             match self.poll.poll(&mut events, Some(patience)) {
                 Ok(()) => {}
@@ -252,12 +272,12 @@ impl Server {
             }
             self.accept(now);
             at_work = self.serve(now);
+            // Where nobody has ever connected there is nobody to wait for.
+            let met = self.next_token > FIRST_CLIENT;
+            if stopping && (!met || end.is_due(self.farewell, self.image.settled(), now)) {
+                return;
+            }
         }
-        // The last results and the farewell beat: whoever asked for them already gets them.
-        #[expect(clippy::disallowed_methods, reason = "the wire's own thread, started by pipeline")]
-        let now = Instant::now();
-        self.take_news(now);
-        self.serve(now);
     }
 
     fn take_news(&mut self, now: Instant) {
@@ -344,6 +364,24 @@ impl Server {
             log::info!("modbus_link_down");
         }
         more
+    }
+}
+
+/// When a wire that was told to stop may end.
+#[derive(Default)]
+struct End {
+    stopped_at: Option<Instant>,
+    settled_at: Option<Instant>,
+}
+
+impl End {
+    /// `settled`: the PLC has acknowledged all results.
+    fn is_due(&mut self, farewell: Duration, settled: bool, now: Instant) -> bool {
+        let stopped_at = *self.stopped_at.get_or_insert(now);
+        if settled {
+            self.settled_at.get_or_insert(now);
+        }
+        now >= stopped_at + farewell || self.settled_at.is_some_and(|at| now >= at + LAST_LOOK)
     }
 }
 

@@ -278,6 +278,11 @@ impl Image {
         self.beat = Some((beat, now));
     }
 
+    /// The PLC has acknowledged everything that it can still read.
+    pub fn settled(&self) -> bool {
+        self.unacknowledged() == 0
+    }
+
     /// Appends `count` registers from `address` on, high byte first.
     pub fn read(
         &self,

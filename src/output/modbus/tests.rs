@@ -45,7 +45,7 @@ fn run(config: &Config) -> Running {
 fn start(wire: Modbus, service: Service) -> Running {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
-    let thread = thread::spawn(move || service(&stopped));
+    let thread = thread::spawn(move || service(&stopped, &Progress::default()));
     Running { wire, stop, thread: Some(thread) }
 }
 
@@ -90,6 +90,17 @@ fn outcome(part: u64) -> Outcome {
         image: Some(PathBuf::new()),
         reason: None,
         truth: None,
+    }
+}
+
+fn status(state: LineState) -> LineStatus {
+    LineStatus {
+        state,
+        epoch: 1,
+        tally: Tally::default(),
+        late_verdicts: 0,
+        cameras_up: vec![],
+        evidence_lost: false,
     }
 }
 
@@ -190,15 +201,7 @@ fn a_wire_that_stands_still_is_told_and_shows_as_overrun() {
     (1..=NEWS as u64).for_each(|part| wire.signal(&outcome(part)).unwrap());
     let error = wire.signal(&outcome(0)).unwrap_err();
     assert!(error.to_string().contains("stands still"), "{error}");
-    let status = LineStatus {
-        state: LineState::ContinuousExecution,
-        epoch: 1,
-        tally: Tally::default(),
-        late_verdicts: 0,
-        cameras_up: vec![],
-        evidence_lost: false,
-    };
-    assert!(wire.beat(&status).is_err());
+    assert!(wire.beat(&status(LineState::ContinuousExecution)).is_err());
     let mut running = start(wire, service);
     let mut socket = connect(&running);
     assert_eq!(newest(&mut socket), NEWS as u16);
@@ -211,6 +214,50 @@ fn a_wire_that_stands_still_is_told_and_shows_as_overrun() {
     running.end();
     let error = running.wire.signal(&outcome(0)).unwrap_err();
     assert!(error.to_string().contains("has ended"), "{error}");
+}
+
+/// The line stops right after its last verdicts, and the PLC comes by later.
+#[test]
+fn after_the_stop_the_plc_reads_the_last_verdicts_and_halted() {
+    let mut wire = Modbus::bind(&config()).unwrap();
+    // A test machine may stand still for longer than the line waits.
+    wire.server.as_mut().unwrap().farewell = Duration::from_secs(600);
+    let service = wire.service().unwrap();
+    let mut running = start(wire, service);
+    let mut socket = connect(&running);
+    assert_eq!(newest(&mut socket), 0);
+    (1..=3).for_each(|part| running.wire.signal(&outcome(part)).unwrap());
+    running.wire.beat(&status(LineState::Halted)).unwrap();
+    running.stop.store(true, Ordering::SeqCst);
+    thread::sleep(2 * (PATIENCE + LAST_LOOK));
+    assert_eq!(newest(&mut socket), 3);
+    socket.write_all(&[0, 9, 0, 0, 0, 6, 1, 3, 0, map::STATE as u8, 0, 1]).unwrap();
+    let mut reply = [0; 11];
+    socket.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[9..], [0, LineState::Halted as u8]);
+    let acknowledge = [0, 9, 0, 0, 0, 6, 1, 6, 0, map::ACKNOWLEDGE as u8, 0, 3];
+    socket.write_all(&acknowledge).unwrap();
+    let mut reply = [0; 12];
+    socket.read_exact(&mut reply).unwrap();
+    // Long before the ten minutes are over, or this test hangs.
+    running.end();
+    assert!(is_closed(&mut socket));
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+fn the_farewell_ends_after_the_last_acknowledge_or_when_nobody_acknowledges() {
+    let start = Instant::now();
+    let at = |ms| start + Duration::from_millis(ms);
+    let mut end = End::default();
+    assert!(!end.is_due(FAREWELL, false, at(0)));
+    assert!(!end.is_due(FAREWELL, false, at(499)));
+    assert!(end.is_due(FAREWELL, false, at(500)));
+    let mut end = End::default();
+    assert!(!end.is_due(FAREWELL, false, at(0)));
+    assert!(!end.is_due(FAREWELL, true, at(30)));
+    assert!(!end.is_due(FAREWELL, true, at(129)));
+    assert!(end.is_due(FAREWELL, true, at(130)));
 }
 
 #[test]
