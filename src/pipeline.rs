@@ -239,10 +239,10 @@ pub fn start(parts: Parts) -> Result<Running> {
     let mut services = Vec::new();
     for output in &mut outputs {
         if let Some(service) = output.service() {
+            let name = format!("wire-{}", output.name());
             let stop = services_stop.clone();
-            services.push(spawn(&format!("wire-{}", output.name()), move || {
-                service(&stop, &Progress::default())
-            })?);
+            let progress = stage(&name);
+            services.push(spawn(&name, move || service(&stop, &progress))?);
         }
     }
 

@@ -139,6 +139,9 @@ impl Output {
     fn take(&mut self, event: Event) {
         match event {
             Event::Triggered { part, frame, name, captured_at, truth } => {
+                if let Some(ledger) = &mut self.setup.ledger {
+                    ledger.mark_issued(part);
+                }
                 let tuning = &self.setup.tunings[usize::from(frame.camera)];
                 let decide_at = captured_at + tuning.decide_within;
                 let eject_at = decide_at + tuning.output_latency;
