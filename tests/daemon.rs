@@ -3,9 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod peers;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -249,6 +252,47 @@ fn kill_9_and_restart_lose_and_double_nothing() {
         let before_a_kill = !told.contains_key(&(record.part.0 + 1))
             || record.verdict == Verdict::Reject(Cause::Interrupted);
         assert!(interrupted || before_a_kill, "the log does not know {record:?}");
+    }
+}
+
+/// A line as a plant has it: pictures as a camera, a PLC that polls, the daemon stopped in order.
+#[test]
+fn a_plc_reads_every_verdict_once() {
+    let Some(python) = peers::python_with_pymodbus() else { return };
+    let plant = Plant::new(20);
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let wire = format!("output = {{ modbus = {{ listen = '127.0.0.1:{port}' }} }}");
+    let config = plant.config(5.0, false, "");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{wire}\n{text}")).unwrap();
+    let daemon = Daemon::start(&config);
+    let plc = Command::new(python)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/plc.py"))
+        .args(["127.0.0.1", &port.to_string()])
+        .output()
+        .unwrap();
+    let (ended_well, log) = daemon.end();
+    assert!(ended_well, "{log}");
+    let complaint = String::from_utf8_lossy(&plc.stderr);
+    assert!(plc.status.success(), "{complaint}");
+
+    let records = plant.records();
+    assert_eq!(records.len() as u64, plant.parts);
+    let read: Vec<serde_json::Value> = String::from_utf8(plc.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(read.len(), records.len(), "{complaint}");
+    for (read, record) in read.iter().zip(&records) {
+        assert_eq!(read["part"], record.part.0);
+        let (result, cause) = match record.verdict {
+            Verdict::Accept => (1, 0),
+            Verdict::Reject(Cause::Anomaly) => (2, 1),
+            Verdict::Reject(cause) => panic!("{cause}: nothing was planted"),
+        };
+        assert_eq!((&read["result"], &read["cause"]), (&result.into(), &cause.into()), "{read}");
+        assert_eq!(read["score"].as_f64().unwrap() as f32, record.score.unwrap());
     }
 }
 

@@ -1,6 +1,8 @@
 //! The Modbus wire against a client that we did not write: pymodbus plays the PLC.
 #![allow(clippy::unwrap_used)]
 
+mod peers;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
@@ -14,26 +16,7 @@ use inspectd::output::{LineState, LineStatus, Outcome, RejectOutput, Tally};
 use inspectd::telemetry::Progress;
 use inspectd::verdict::{Cause, Region, Verdict};
 
-/// A Python that has pymodbus: `INSPECTD_PYTHON`, else `python3`. `None` with a clear word where
-/// there is none; with `INSPECTD_REQUIRE_PEERS` set its absence fails.
-fn python_with_pymodbus() -> Option<String> {
-    let python = std::env::var("INSPECTD_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let found = Command::new(&python)
-        .args(["-c", "import pymodbus"])
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if found {
-        return Some(python);
-    }
-    assert!(
-        std::env::var_os("INSPECTD_REQUIRE_PEERS").is_none(),
-        "{python} can't import pymodbus though it was promised; pip install pymodbus==3.16.1 and \
-         set INSPECTD_PYTHON"
-    );
-    println!("SKIPPED: {python} can't import pymodbus");
-    None
-}
+use peers::python_with_pymodbus;
 
 /// What the peer expects of the nth part, counted from 1.
 fn outcome(nth: u64) -> Outcome {
