@@ -24,7 +24,7 @@ use crate::detector::input::Input;
 use crate::detector::patch_prototypes::{self, LoadedBackbone, PatchFeatures, PatchPrototypes};
 use crate::detector::{Detection, Detector};
 use crate::frame::Image;
-use crate::nn::BackboneSpec;
+use crate::nn::{BackboneSpec, weights};
 use crate::ops::coreset::{self, CoresetConfig};
 
 /// What to make.
@@ -469,7 +469,7 @@ impl Register {
             hash.update([0]);
             hash.update(contents);
         }
-        bundle::hex(&hash.finalize())
+        weights::hex(&hash.finalize())
     }
 }
 
