@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::detector::Detection;
 use crate::frame::Frame;
+use crate::journal::rfc3339;
 use crate::output::Outcome;
 use crate::picture::{self, overlay};
 use crate::verdict::{Region, Verdict};
@@ -266,7 +267,7 @@ fn json_line(outcome: &Outcome, has_picture: bool) -> Result<String> {
         Verdict::Reject(cause) => Some(cause.word()),
     };
     let line = Line {
-        time: humantime::format_rfc3339_millis(outcome.triggered_at).to_string(),
+        time: rfc3339(outcome.triggered_at),
         part: outcome.part.0,
         camera: &outcome.camera,
         name: &outcome.name,
@@ -284,7 +285,7 @@ fn json_line(outcome: &Outcome, has_picture: bool) -> Result<String> {
 
 /// `2026-05-04`, UTC.
 fn day(time: SystemTime) -> String {
-    let mut text = humantime::format_rfc3339_seconds(time).to_string();
+    let mut text = rfc3339(time);
     text.truncate(10);
     text
 }

@@ -251,15 +251,19 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// UTC with milliseconds: `2026-05-04T12:00:00.123Z`. Before 1970 it stays 1970.
+/// UTC with milliseconds: `2026-05-04T12:00:00.123Z`. Before 1970 it stays 1970, and after 9999, the
+/// last year of RFC 3339, the last millisecond of that year.
 pub fn rfc3339(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default().min(END_OF_9999);
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     let millis = since.subsec_millis();
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
+
+/// 9999-12-31T23:59:59.999Z.
+const END_OF_9999: Duration = Duration::from_millis(253_402_300_799_999);
 
 /// Year, month and day of the Gregorian calendar, `days` after 1970-01-01.
 /// The year begins in March, so that the leap day is its last: 400 years are 146,097 days, a
@@ -311,10 +315,15 @@ mod tests {
             Case { seconds: 951_782_400, millis: 0, want: "2000-02-29T00:00:00.000Z" },
             Case { seconds: 1_777_896_000, millis: 123, want: "2026-05-04T12:00:00.123Z" },
             Case { seconds: 4_107_542_400, millis: 7, want: "2100-03-01T00:00:00.007Z" },
+            Case { seconds: 253_402_300_799, millis: 999, want: "9999-12-31T23:59:59.999Z" },
+            // Beyond the last year.
+            Case { seconds: 253_402_300_800, millis: 0, want: "9999-12-31T23:59:59.999Z" },
+            Case { seconds: 1 << 60, millis: 1, want: "9999-12-31T23:59:59.999Z" },
         ];
         for Case { seconds, millis, want } in cases {
             assert_eq!(rfc3339(UNIX_EPOCH + Duration::new(seconds, millis * 1_000_000)), want);
         }
+        assert_eq!(rfc3339(UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00.000Z");
     }
 
     proptest! {

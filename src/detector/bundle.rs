@@ -32,6 +32,7 @@ pub use seal::{Golden, SEAL_TOLERANCE, seal};
 use super::patch_prototypes::{self, PatchPrototypes};
 use super::{AnomalyMap, Detection, Detector};
 use crate::frame::Image;
+use crate::nn::weights::hex;
 
 /// The version of the folder's format that this program reads and writes.
 pub const VERSION: u32 = 1;
@@ -140,11 +141,6 @@ pub fn write(
 /// SHA-256 in hex.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
-}
-
-/// A digest in hex.
-pub fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 const CARD: &str = "model.toml";

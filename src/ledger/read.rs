@@ -1,5 +1,6 @@
 //! Reading a ledger: without a lock, also while a daemon writes it.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -48,22 +49,17 @@ pub struct Contents {
 /// none.
 pub fn read(folder: &Path) -> Result<Vec<Record>> {
     let mut records: Vec<Record> = Vec::new();
-    let contents = read_with(folder, |record| {
-        // Withdrawn within milliseconds, so the first record is among the last.
-        match records.iter_mut().rev().take(64).find(|known| known.part == record.part) {
-            Some(known) => *known = *record,
-            None => records.push(*record),
-        }
-    })?;
+    let contents = read_with(folder, |record| records.push(*record))?;
     match contents.problems.first() {
         Some(problem) => bail!("{problem}"),
         None => Ok(records),
     }
 }
 
-/// Gives every readable record to `visit`, in order of writing, and says what is not readable. A
-/// part comes twice where its accept was withdrawn; the later record counts.
-pub fn read_with(folder: &Path, mut visit: impl FnMut(&Record)) -> Result<Contents> {
+/// Gives every readable record to `visit`, one a part, in order of writing, and says what is not
+/// readable. A withdrawn accept comes as the reject that it became.
+pub fn read_with(folder: &Path, visit: impl FnMut(&Record)) -> Result<Contents> {
+    let mut held = Held { records: VecDeque::with_capacity(HELD + 1), visit };
     let mut segments = segments(folder)?;
     if segments.is_empty() {
         bail!(
@@ -94,10 +90,13 @@ pub fn read_with(folder: &Path, mut visit: impl FnMut(&Record)) -> Result<Conten
                 return Err(error).with_context(|| format!("reading {}", segment.path.display()));
             }
         };
-        let scan = segment.scan(&bytes, before.as_ref(), |entry| {
-            if let Entry::Part(record) | Entry::Withdrawn(record) = entry {
-                visit(record);
-            }
+        let scan = segment.scan(&bytes, before.as_ref(), |entry| match entry {
+            Entry::Part(record) => held.take(record),
+            Entry::Withdrawn(record) => held.replace(record),
+            Entry::Start { .. }
+            | Entry::Stop { .. }
+            | Entry::Open { .. }
+            | Entry::Issued { .. } => {}
         })?;
         contents.segments += 1;
         contents.records += scan.parts;
@@ -117,6 +116,7 @@ pub fn read_with(folder: &Path, mut visit: impl FnMut(&Record)) -> Result<Conten
         }
         contents.close_with(&scan.state);
     }
+    held.end();
     Ok(contents)
 }
 
@@ -159,6 +159,37 @@ impl Contents {
         self.stopped = state.stopped;
         self.tally = state.tally;
         self.tally.triggers += state.open.len() as u64;
+    }
+}
+
+/// Records held back until no withdrawal can follow: it comes within milliseconds of its accept.
+const HELD: usize = 64;
+
+struct Held<F> {
+    records: VecDeque<Record>,
+    visit: F,
+}
+
+impl<F: FnMut(&Record)> Held<F> {
+    fn take(&mut self, record: &Record) {
+        self.records.push_back(*record);
+        if self.records.len() > HELD
+            && let Some(settled) = self.records.pop_front()
+        {
+            (self.visit)(&settled);
+        }
+    }
+
+    fn replace(&mut self, record: &Record) {
+        match self.records.iter_mut().rfind(|known| known.part == record.part) {
+            Some(known) => *known = *record,
+            // The accept is not readable, or in a segment that was removed.
+            None => self.take(record),
+        }
+    }
+
+    fn end(mut self) {
+        self.records.iter().for_each(&mut self.visit);
     }
 }
 

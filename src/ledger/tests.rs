@@ -484,11 +484,18 @@ fn a_withdrawn_accept_counts_as_the_reject_that_it_became() {
     ledger.withdraw(&late).unwrap();
     // Only a recorded accept can be withdrawn.
     ledger.withdraw(&record(4, 4, Verdict::Reject(Cause::TooLate))).unwrap_err();
+    // Before, among and after those that a reader holds back.
+    (4..=200).for_each(|part| ledger.append(&accept(part)).unwrap());
+    ledger.withdraw(&record(200, 200, late.verdict)).unwrap();
     drop(ledger);
-    assert_eq!(ids(folder.path()), [1, 2, 3]);
+    let mut visited = Vec::new();
+    read_with(folder.path(), |record| visited.push(*record)).unwrap();
+    assert!(visited.iter().map(|record| record.part.0).eq(1..=200));
+    let rejects = visited.iter().filter(|record| record.verdict != Verdict::Accept);
+    assert!(rejects.map(|record| record.part.0).eq([2, 200]));
     assert_eq!(read(folder.path()).unwrap()[1], late);
     let (_ledger, resumed) = open(folder.path());
-    assert_eq!((resumed.tally.triggers, resumed.tally.accepted), (3, 2));
-    assert_eq!(resumed.tally.rejected_for(Cause::TooLate), 1);
+    assert_eq!((resumed.tally.triggers, resumed.tally.accepted), (200, 198));
+    assert_eq!(resumed.tally.rejected_for(Cause::TooLate), 2);
     assert!(resumed.interrupted.is_empty());
 }

@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::camera;
-use crate::detector::bundle;
 use crate::frame::Image;
+use crate::nn::weights;
 
 /// A picture of a good part.
 #[derive(Clone, Debug)]
@@ -121,6 +121,6 @@ impl Register {
             hash.update([0]);
             hash.update(contents);
         }
-        bundle::hex(&hash.finalize())
+        weights::hex(&hash.finalize())
     }
 }
