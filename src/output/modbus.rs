@@ -23,6 +23,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use serde::Deserialize;
 
 use super::{LineStatus, Outcome, RejectOutput, Service};
+use crate::journal::plain;
 use crate::telemetry::Progress;
 use protocol::{FRAME_BYTES, Framing};
 use registers::{Beat, Entry, Image, Limits};
@@ -239,7 +240,7 @@ impl Server {
     fn run(mut self, stop: &AtomicBool, progress: &Progress) {
         let listener = Interest::READABLE;
         if let Err(error) = self.poll.registry().register(&mut self.listener, LISTENER, listener) {
-            log::error!("modbus_down error={error}");
+            log::error!("modbus_down reason=\"{}\"", plain(&error));
             return;
         }
         let mut events = Events::with_capacity(64);
@@ -254,7 +255,7 @@ impl Server {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    log::error!("modbus_down error={error}");
+                    log::error!("modbus_down reason=\"{}\"", plain(&error));
                     return;
                 }
             }

@@ -333,6 +333,12 @@ impl Output {
     fn beat(&mut self, state: Option<LineState>) {
         self.tend_ledger();
         let status = self.status(state);
+        // The PLC reads a trigger count that includes ids not heard of here yet; they are marked
+        // before it does, so that the count never goes back, whatever happens next.
+        let issued = PartId(self.setup.counters.issued());
+        if let Some(ledger) = &mut self.setup.ledger {
+            ledger.mark_issued(issued);
+        }
         for i in 0..self.setup.outputs.len() {
             let wire = &mut self.setup.outputs[i];
             if let Err(error) = wire.beat(&status) {
