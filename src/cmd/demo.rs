@@ -176,7 +176,7 @@ seed = {}
 defect_rate = {:?}
 
 [camera.deadline]
-travel_ms = 500
+travel_ms = 1000
 output_latency_ms = 20
 
 [output.modbus]
