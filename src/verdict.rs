@@ -304,7 +304,7 @@ fn span(start: u32, length: u32, picture: u32, map: usize) -> std::ops::Range<us
 
 /// The bounding box, in picture pixels, of the places connected to `peak` (8 neighbours) whose
 /// value is at least `level`; the peak alone where it does not reach `level` itself.
-fn region_around(map: &AnomalyMap, peak: usize, level: f32, width: u32, height: u32) -> Region {
+pub fn region_around(map: &AnomalyMap, peak: usize, level: f32, width: u32, height: u32) -> Region {
     let level = level.min(map.scores[peak]);
     let (w, h) = (map.width, map.height);
     let mut seen = vec![false; w * h];

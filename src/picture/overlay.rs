@@ -5,7 +5,7 @@ use image::{Rgb, RgbImage};
 use super::{frame_region, line_px, outline};
 use crate::detector::AnomalyMap;
 use crate::frame::Image;
-use crate::verdict::Region;
+use crate::verdict::{Region, region_around};
 
 /// The picture at its own resolution; where the map reaches `limit` (raw score units) it is
 /// coloured, the more so the further beyond, with a line along the limit. Below the limit the
@@ -46,35 +46,10 @@ pub fn overlay(picture: &Image, map: &AnomalyMap, limit: f32, region: Option<Reg
 /// The box, in pixels of a `width` × `height` picture, around the map's peak and all places at or
 /// above `limit` that hang together with it (8-connected); `None` if the peak is below `limit`.
 pub fn peak_box(map: &AnomalyMap, limit: f32, width: u32, height: u32) -> Option<Region> {
-    let reaches = |at: usize| map.scores[at] >= limit;
     let peak = (0..map.scores.len())
-        .filter(|&at| reaches(at))
+        .filter(|&at| map.scores[at] >= limit)
         .max_by(|&a, &b| map.scores[a].total_cmp(&map.scores[b]).then(b.cmp(&a)))?;
-    let (mut left, mut top, mut right, mut bottom) = (usize::MAX, usize::MAX, 0, 0);
-    let mut seen = vec![false; map.scores.len()];
-    let mut open = vec![peak];
-    seen[peak] = true;
-    while let Some(at) = open.pop() {
-        let (x, y) = (at % map.width, at / map.width);
-        (left, top) = (left.min(x), top.min(y));
-        (right, bottom) = (right.max(x + 1), bottom.max(y + 1));
-        for y in y.saturating_sub(1)..(y + 2).min(map.height) {
-            for x in x.saturating_sub(1)..(x + 2).min(map.width) {
-                let near = y * map.width + x;
-                if reaches(near) && !std::mem::replace(&mut seen[near], true) {
-                    open.push(near);
-                }
-            }
-        }
-    }
-    let scale = |at: usize, of: usize, to: u32| (at as u64 * u64::from(to) / of as u64) as u32;
-    let (x, y) = (scale(left, map.width, width), scale(top, map.height, height));
-    Some(Region {
-        x,
-        y,
-        width: (scale(right, map.width, width) - x).max(1),
-        height: (scale(bottom, map.height, height) - y).max(1),
-    })
+    Some(region_around(map, peak, limit, width, height))
 }
 
 /// The map bilinearly at a picture's size, rows of `width` values; pixel centres at halves, edges
