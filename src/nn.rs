@@ -2,6 +2,7 @@
 
 pub mod compact;
 pub mod conv;
+pub mod graph;
 mod pth;
 pub mod resnet;
 pub mod weights;

@@ -1,0 +1,601 @@
+//! Sixteen f32 lanes under one name on every machine, so that a kernel is written once and runs on
+//! AVX-512, on AVX2 with FMA, and anywhere else.
+//!
+//! A value of a [`Simd`] type is the proof that this machine has its instructions: they are made by
+//! [`Isa::run`] only, for an [`Isa`] that was detected. A kernel is a struct of its arguments with
+//! [`Kernel::run`]; all that it calls with lanes in hand must be `#[inline(always)]`, or the compiler
+//! builds it without the instructions. A block of 16 channels of one place is one value whatever the
+//! machine: two registers on AVX2, four of SSE2 or NEON.
+
+use std::sync::OnceLock;
+
+use anyhow::{Result, bail, ensure};
+
+/// Lanes of a value, and channels of a block in [`super::feature_map`].
+pub const LANES: usize = 16;
+
+/// Which instructions kernels use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Whatever the compiler makes of plain loops: SSE2 on x86-64, NEON on AArch64.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+/// The environment variable that forces a path, for tests and for doubtful machines.
+pub const FORCE: &str = "INSPECTD_SIMD";
+
+impl Isa {
+    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+
+    /// The word of [`FORCE`] and of reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether this machine can run it.
+    pub fn is_here(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                std::arch::is_x86_feature_detected!("avx2")
+                    && std::arch::is_x86_feature_detected!("fma")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_here()
+                    && std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("avx512dq")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// The widest that this machine has, or the one that [`FORCE`] names. Asked once.
+    ///
+    /// # Errors
+    /// A word that is none, or instructions that this machine lacks.
+    pub fn detect() -> Result<Self> {
+        static CHOSEN: OnceLock<Result<Isa, String>> = OnceLock::new();
+        let chosen = CHOSEN.get_or_init(|| {
+            Self::choose(std::env::var(FORCE).ok().as_deref()).map_err(|error| error.to_string())
+        });
+        chosen.clone().map_err(anyhow::Error::msg)
+    }
+
+    fn choose(forced: Option<&str>) -> Result<Self> {
+        let here = || Self::ALL.into_iter().filter(|isa| isa.is_here());
+        let Some(word) = forced.filter(|word| !word.is_empty()) else {
+            return Ok(here().max().unwrap_or(Self::Portable));
+        };
+        let Some(isa) = Self::ALL.into_iter().find(|isa| isa.word() == word) else {
+            bail!("{FORCE}={word}: not known; say portable, avx2 or avx512, or leave it unset");
+        };
+        ensure!(isa.is_here(), "{FORCE}={word}: this machine does not have these instructions");
+        Ok(isa)
+    }
+
+    /// Runs `kernel` with these instructions.
+    ///
+    /// # Panics
+    /// If this machine lacks them.
+    #[inline]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Self::Portable => kernel.run(Portable(())),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                assert!(self.is_here(), "AVX2 and FMA are not on this machine");
+                // SAFETY: the features were detected in the line above.
+                unsafe { x86::run_avx2(kernel) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                assert!(self.is_here(), "AVX-512 is not on this machine");
+                // SAFETY: the features were detected in the line above.
+                unsafe { x86::run_avx512(kernel) }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("{} is not on this machine", self.word()),
+        }
+    }
+}
+
+/// Work to be compiled once for each set of instructions.
+pub trait Kernel {
+    type Output;
+    /// Mark it `#[inline(always)]`.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Arithmetic on 16 lanes. `Copy`, no data: a proof that the instructions are there.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// 16 × f32.
+    type F: Copy;
+
+    const ISA: Isa;
+
+    /// Output blocks × rows of a matrix kernel's accumulators that the registers hold, beside the
+    /// operands: for long sums over few outputs, and for outputs side by side.
+    const PANEL: usize;
+    const ROWS: usize;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn from_array(self, xs: [f32; LANES]) -> Self::F;
+    fn to_array(self, xs: Self::F) -> [f32; LANES];
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sqrt(self, a: Self::F) -> Self::F;
+    /// The larger; where one is NaN, `b`.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; where one is NaN, `b`.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a·b + c, rounded once where the machine can.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// c − a·b.
+    fn neg_mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Bit i set where a[i] < b[i].
+    fn lt(self, a: Self::F, b: Self::F) -> u16;
+    /// a where the bit is set, else b.
+    fn select(self, mask: u16, a: Self::F, b: Self::F) -> Self::F;
+    /// Sum of the lanes, in a fixed tree: 8 apart, 4 apart, 2 apart, 1 apart.
+    fn sum(self, a: Self::F) -> f32;
+
+    /// # Safety
+    /// 16 readable f32 at `from`; no alignment needed.
+    unsafe fn load(self, from: *const f32) -> Self::F;
+    /// # Safety
+    /// 16 writable f32 at `to`; no alignment needed.
+    unsafe fn store(self, to: *mut f32, xs: Self::F);
+
+    fn zero(self) -> Self::F {
+        self.splat(0.0)
+    }
+}
+
+/// Plain loops over arrays.
+#[derive(Clone, Copy)]
+pub struct Portable(());
+
+impl Portable {
+    #[inline(always)]
+    fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        for i in 0..LANES {
+            out[i] = f(a[i], b[i]);
+        }
+        out
+    }
+}
+
+impl Simd for Portable {
+    type F = [f32; LANES];
+
+    const ISA: Isa = Isa::Portable;
+    const PANEL: usize = 1;
+    /// NEON has 32 registers of 4 lanes, SSE2 16.
+    const ROWS: usize = if cfg!(target_arch = "aarch64") { 6 } else { 2 };
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn from_array(self, xs: [f32; LANES]) -> Self::F {
+        xs
+    }
+    #[inline(always)]
+    fn to_array(self, xs: Self::F) -> [f32; LANES] {
+        xs
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        Self::zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        Self::zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        Self::zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        Self::zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn sqrt(self, a: Self::F) -> Self::F {
+        a.map(f32::sqrt)
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        Self::zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        Self::zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        let mut out = c;
+        for i in 0..LANES {
+            // Without the instruction, which x86-64 does not promise, f32::mul_add calls a library.
+            out[i] = if cfg!(target_arch = "aarch64") {
+                a[i].mul_add(b[i], c[i])
+            } else {
+                a[i] * b[i] + c[i]
+            };
+        }
+        out
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        self.mul_add(a.map(|x| -x), b, c)
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::F, b: Self::F) -> u16 {
+        (0..LANES).fold(0, |mask, i| mask | (u16::from(a[i] < b[i]) << i))
+    }
+    #[inline(always)]
+    fn select(self, mask: u16, a: Self::F, b: Self::F) -> Self::F {
+        let mut out = b;
+        for i in 0..LANES {
+            if mask >> i & 1 == 1 {
+                out[i] = a[i];
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn sum(self, mut a: Self::F) -> f32 {
+        let mut apart = LANES / 2;
+        while apart > 0 {
+            for i in 0..apart {
+                a[i] += a[i + apart];
+            }
+            apart /= 2;
+        }
+        a[0]
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> Self::F {
+        // SAFETY: as the caller promises; arrays of f32 have the alignment of f32, and unaligned
+        // reads need none.
+        unsafe { from.cast::<[f32; LANES]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, xs: Self::F) {
+        // SAFETY: as the caller promises.
+        unsafe { to.cast::<[f32; LANES]>().write_unaligned(xs) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    // Each intrinsic needs the features that the type proves; loads and stores need in addition what
+    // their callers promise.
+    use std::arch::x86_64::*;
+
+    use super::{Isa, Kernel, LANES, Simd};
+
+    /// Two registers of 8 lanes.
+    #[derive(Clone, Copy)]
+    pub struct Avx2(());
+
+    #[derive(Clone, Copy)]
+    pub struct Avx512(());
+
+    /// # Safety
+    /// The machine has AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run(Avx2(()))
+    }
+
+    /// # Safety
+    /// The machine has AVX-512 F, BW, DQ, VL, and AVX2 and FMA.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run(Avx512(()))
+    }
+
+    /// One intrinsic on both halves.
+    macro_rules! halves {
+        ($name:ident($($arg:ident),+)) => {
+            // SAFETY: an Avx2 exists only where AVX2 and FMA were detected.
+            unsafe { [$name($($arg[0]),+), $name($($arg[1]),+)] }
+        };
+    }
+
+    macro_rules! whole {
+        ($name:ident($($arg:expr),*)) => {
+            // SAFETY: an Avx512 exists only where AVX-512 F, BW, DQ and VL were detected.
+            unsafe { $name($($arg),*) }
+        };
+    }
+
+    impl Simd for Avx2 {
+        type F = [__m256; 2];
+
+        const ISA: Isa = Isa::Avx2;
+        const PANEL: usize = 1;
+        /// 12 of 16 registers for sums, 2 for weights, 1 for the value spread.
+        const ROWS: usize = 6;
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> Self::F {
+            // SAFETY: as in `halves`.
+            unsafe { [_mm256_set1_ps(x); 2] }
+        }
+        #[inline(always)]
+        fn from_array(self, xs: [f32; LANES]) -> Self::F {
+            // SAFETY: 16 f32 are readable behind the array.
+            unsafe { self.load(xs.as_ptr()) }
+        }
+        #[inline(always)]
+        fn to_array(self, xs: Self::F) -> [f32; LANES] {
+            let mut out = [0.0; LANES];
+            // SAFETY: 16 f32 are writable behind the array.
+            unsafe { self.store(out.as_mut_ptr(), xs) };
+            out
+        }
+        #[inline(always)]
+        fn add(self, a: Self::F, b: Self::F) -> Self::F {
+            halves!(_mm256_add_ps(a, b))
+        }
+        #[inline(always)]
+        fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+            halves!(_mm256_sub_ps(a, b))
+        }
+        #[inline(always)]
+        fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+            halves!(_mm256_mul_ps(a, b))
+        }
+        #[inline(always)]
+        fn div(self, a: Self::F, b: Self::F) -> Self::F {
+            halves!(_mm256_div_ps(a, b))
+        }
+        #[inline(always)]
+        fn sqrt(self, a: Self::F) -> Self::F {
+            halves!(_mm256_sqrt_ps(a))
+        }
+        #[inline(always)]
+        fn max(self, a: Self::F, b: Self::F) -> Self::F {
+            halves!(_mm256_max_ps(a, b))
+        }
+        #[inline(always)]
+        fn min(self, a: Self::F, b: Self::F) -> Self::F {
+            halves!(_mm256_min_ps(a, b))
+        }
+        #[inline(always)]
+        fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+            halves!(_mm256_fmadd_ps(a, b, c))
+        }
+        #[inline(always)]
+        fn neg_mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+            halves!(_mm256_fnmadd_ps(a, b, c))
+        }
+        #[inline(always)]
+        fn lt(self, a: Self::F, b: Self::F) -> u16 {
+            // SAFETY: as in `halves`.
+            let mask = |i: usize| unsafe {
+                _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a[i], b[i])) as u16
+            };
+            mask(0) | mask(1) << 8
+        }
+        #[inline(always)]
+        fn select(self, mask: u16, a: Self::F, b: Self::F) -> Self::F {
+            // SAFETY: as in `halves`.
+            let half = |i: usize| unsafe {
+                let bits = _mm256_set1_epi32(i32::from(mask >> (8 * i) & 0xff));
+                let own = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+                let set = _mm256_cmpeq_epi32(_mm256_and_si256(bits, own), own);
+                _mm256_blendv_ps(b[i], a[i], _mm256_castsi256_ps(set))
+            };
+            [half(0), half(1)]
+        }
+        #[inline(always)]
+        fn sum(self, a: Self::F) -> f32 {
+            // SAFETY: as in `halves`.
+            unsafe { sum_8(_mm256_add_ps(a[0], a[1])) }
+        }
+        #[inline(always)]
+        unsafe fn load(self, from: *const f32) -> Self::F {
+            // SAFETY: as the caller promises.
+            unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32, xs: Self::F) {
+            // SAFETY: as the caller promises.
+            unsafe {
+                _mm256_storeu_ps(to, xs[0]);
+                _mm256_storeu_ps(to.add(8), xs[1]);
+            }
+        }
+    }
+
+    /// # Safety
+    /// The machine has AVX2.
+    #[inline(always)]
+    unsafe fn sum_8(a: __m256) -> f32 {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+
+    impl Simd for Avx512 {
+        type F = __m512;
+
+        const ISA: Isa = Isa::Avx512;
+        const PANEL: usize = 2;
+        /// 24 of 32 registers for sums, 2 for weights.
+        const ROWS: usize = 12;
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> Self::F {
+            whole!(_mm512_set1_ps(x))
+        }
+        #[inline(always)]
+        fn from_array(self, xs: [f32; LANES]) -> Self::F {
+            // SAFETY: 16 f32 are readable behind the array.
+            unsafe { self.load(xs.as_ptr()) }
+        }
+        #[inline(always)]
+        fn to_array(self, xs: Self::F) -> [f32; LANES] {
+            let mut out = [0.0; LANES];
+            // SAFETY: 16 f32 are writable behind the array.
+            unsafe { self.store(out.as_mut_ptr(), xs) };
+            out
+        }
+        #[inline(always)]
+        fn add(self, a: Self::F, b: Self::F) -> Self::F {
+            whole!(_mm512_add_ps(a, b))
+        }
+        #[inline(always)]
+        fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+            whole!(_mm512_sub_ps(a, b))
+        }
+        #[inline(always)]
+        fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+            whole!(_mm512_mul_ps(a, b))
+        }
+        #[inline(always)]
+        fn div(self, a: Self::F, b: Self::F) -> Self::F {
+            whole!(_mm512_div_ps(a, b))
+        }
+        #[inline(always)]
+        fn sqrt(self, a: Self::F) -> Self::F {
+            whole!(_mm512_sqrt_ps(a))
+        }
+        #[inline(always)]
+        fn max(self, a: Self::F, b: Self::F) -> Self::F {
+            whole!(_mm512_max_ps(a, b))
+        }
+        #[inline(always)]
+        fn min(self, a: Self::F, b: Self::F) -> Self::F {
+            whole!(_mm512_min_ps(a, b))
+        }
+        #[inline(always)]
+        fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+            whole!(_mm512_fmadd_ps(a, b, c))
+        }
+        #[inline(always)]
+        fn neg_mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+            whole!(_mm512_fnmadd_ps(a, b, c))
+        }
+        #[inline(always)]
+        fn lt(self, a: Self::F, b: Self::F) -> u16 {
+            // SAFETY: as in `whole`.
+            unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) }
+        }
+        #[inline(always)]
+        fn select(self, mask: u16, a: Self::F, b: Self::F) -> Self::F {
+            whole!(_mm512_mask_blend_ps(mask, b, a))
+        }
+        #[inline(always)]
+        fn sum(self, a: Self::F) -> f32 {
+            // SAFETY: an Avx512 exists only where AVX-512 DQ and AVX2 were detected.
+            unsafe {
+                sum_8(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load(self, from: *const f32) -> Self::F {
+            // SAFETY: as the caller promises.
+            unsafe { _mm512_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32, xs: Self::F) {
+            // SAFETY: as the caller promises.
+            unsafe { _mm512_storeu_ps(to, xs) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every operation on two rows of lanes, results one behind the other.
+    struct All([f32; LANES], [f32; LANES], [f32; LANES]);
+
+    impl Kernel for All {
+        type Output = (Vec<[f32; LANES]>, u16, f32);
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let (a, b, c) = (s.from_array(self.0), s.from_array(self.1), s.from_array(self.2));
+            let mask = s.lt(a, b);
+            let values = [
+                s.add(a, b),
+                s.sub(a, b),
+                s.mul(a, b),
+                s.div(a, b),
+                s.sqrt(s.mul(a, a)),
+                s.max(a, b),
+                s.min(a, b),
+                s.mul_add(a, b, c),
+                s.neg_mul_add(a, b, c),
+                s.select(mask, a, c),
+                s.splat(3.5),
+                s.zero(),
+            ];
+            (values.map(|x| s.to_array(x)).to_vec(), mask, s.sum(a))
+        }
+    }
+
+    #[test]
+    fn every_path_computes_what_plain_loops_do() {
+        let row = |seed: f32| std::array::from_fn(|i| (i as f32 * 1.7 + seed).sin() * 3.0);
+        // One lane is NaN: max, min and the comparison must treat it alike.
+        let (mut a, b, c): ([f32; LANES], _, _) = (row(0.3), row(1.9), row(4.4));
+        let plain_sum = Isa::Portable.run(All(a, b, c)).2;
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
+            assert_eq!(isa.run(All(a, b, c)).2, plain_sum, "{}", isa.word());
+        }
+        a[5] = f32::NAN;
+        let (want, want_mask, _) = Isa::Portable.run(All(a, b, c));
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
+            let (got, mask, _) = isa.run(All(a, b, c));
+            assert_eq!(mask, want_mask, "{}", isa.word());
+            for (op, (got, want)) in got.iter().zip(&want).enumerate() {
+                for (got, want) in got.iter().zip(want) {
+                    // A product and a sum are rounded once or twice.
+                    let close = (got - want).abs() <= 4e-6 || got.is_nan() && want.is_nan();
+                    assert!(close, "{} op {op}: {got} {want}", isa.word());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_forced_path_is_taken_or_refused() {
+        assert_eq!(Isa::choose(Some("portable")).unwrap(), Isa::Portable);
+        assert_eq!(Isa::choose(Some("")).unwrap(), Isa::choose(None).unwrap());
+        let error = Isa::choose(Some("sse9")).unwrap_err().to_string();
+        assert!(error.contains("INSPECTD_SIMD=sse9: not known"), "{error}");
+        for isa in Isa::ALL {
+            assert_eq!(Isa::choose(Some(isa.word())).is_ok(), isa.is_here());
+        }
+    }
+}

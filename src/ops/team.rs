@@ -1,0 +1,223 @@
+//! A small fork/join team: the thread that calls and some workers do one piece of work together.
+//!
+//! Workers wait in a loop for a moment, since the next operation of a network comes within
+//! microseconds, and then sleep until they are called. A team does one piece of work at a time: two
+//! detectors that share a team take turns, and a machine is never asked for more threads than the
+//! team has. Nothing is allocated when work is handed out.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result, ensure};
+
+/// How long a worker looks for work before it sleeps: longer than the gaps between the operations of
+/// a network, and much shorter than the time between two parts.
+const LOOKS: u32 = 20_000;
+
+/// How often it looks without a break; then it lets others run in between.
+const LOOKS_AT_ONCE: u32 = 10_000;
+
+/// Threads of a machine that nobody has told otherwise.
+pub fn default_threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The caller and `threads − 1` workers.
+pub struct Team {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    threads: usize,
+}
+
+struct Shared {
+    /// Counts the pieces of work handed out; a change is the call.
+    round: AtomicUsize,
+    /// The work of this round: a `&Work` that lives until all have reported.
+    work: AtomicPtr<Work<'static>>,
+    /// Workers that have not reported yet.
+    at_work: AtomicUsize,
+    /// Someone has the team.
+    taken: AtomicBool,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    /// One a worker: it is asleep, or about to be.
+    asleep: Vec<AtomicBool>,
+}
+
+struct Work<'a>(&'a (dyn Fn(usize) + Sync));
+
+impl Team {
+    /// A team of `threads` ≥ 1, the caller among them. With `pin`, worker i keeps to CPU i of those
+    /// that the process may use; the caller pins itself with [`pin_current`] if it wants to.
+    ///
+    /// # Errors
+    /// Zero threads, or the system does not give any.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a team's threads never outlive their owner's call"
+    )]
+    pub fn new(threads: usize, pin: bool) -> Result<Self> {
+        ensure!((1..=256).contains(&threads), "threads = {threads}: must be from 1 to 256");
+        let shared = Arc::new(Shared {
+            round: AtomicUsize::new(0),
+            work: AtomicPtr::new(std::ptr::null_mut()),
+            at_work: AtomicUsize::new(0),
+            taken: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
+        });
+        let mut workers = Vec::with_capacity(threads - 1);
+        for i in 1..threads {
+            let own = Arc::clone(&shared);
+            let worker = thread::Builder::new().name(format!("team-{i}")).spawn(move || {
+                if pin {
+                    pin_current(i);
+                }
+                own.serve(i);
+            });
+            workers.push(worker.context("starting a worker of the inference team")?);
+        }
+        Ok(Self { shared, workers, threads })
+    }
+
+    /// One thread: the caller.
+    pub fn alone() -> Self {
+        Self::new(1, false).expect("starts nothing")
+    }
+
+    /// Threads that work, the caller among them.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Calls `work(i)` on thread i for each i in 0..threads, 0 being this one, and returns when all
+    /// are done. Waits if another thread is using the team.
+    ///
+    /// # Panics
+    /// If one of them does, once all are done.
+    pub fn run(&self, work: &(dyn Fn(usize) + Sync)) {
+        if self.threads == 1 {
+            return work(0);
+        }
+        let shared = &*self.shared;
+        let mut looks = 0;
+        while shared.taken.swap(true, Ordering::Acquire) {
+            wait(&mut looks);
+        }
+        let work = Work(work);
+        shared.at_work.store(self.threads - 1, Ordering::Relaxed);
+        let pointer: *const Work<'_> = &raw const work;
+        shared.work.store(pointer.cast_mut().cast(), Ordering::Relaxed);
+        shared.round.fetch_add(1, Ordering::SeqCst);
+        for (worker, asleep) in self.workers.iter().zip(&shared.asleep) {
+            if asleep.load(Ordering::SeqCst) {
+                worker.thread().unpark();
+            }
+        }
+        let own = catch_unwind(AssertUnwindSafe(|| work.0(0)));
+        let mut looks = 0;
+        while shared.at_work.load(Ordering::Acquire) > 0 {
+            wait(&mut looks);
+        }
+        let panicked = shared.panicked.swap(false, Ordering::Relaxed);
+        shared.taken.store(false, Ordering::Release);
+        if let Err(panic) = own {
+            resume_unwind(panic);
+        }
+        assert!(!panicked, "a worker of the inference team panicked");
+    }
+
+    /// Cuts 0..`total` into pieces of `chunk` that threads take as they become free, and calls
+    /// `work(thread, from, to)` for each.
+    pub fn chunks(&self, total: usize, chunk: usize, work: impl Fn(usize, usize, usize) + Sync) {
+        let chunk = chunk.max(1);
+        if self.threads == 1 {
+            for from in (0..total).step_by(chunk) {
+                work(0, from, (from + chunk).min(total));
+            }
+            return;
+        }
+        let next = AtomicUsize::new(0);
+        self.run(&|thread| {
+            loop {
+                let from = next.fetch_add(chunk, Ordering::Relaxed);
+                if from >= total {
+                    return;
+                }
+                work(thread, from, (from + chunk).min(total));
+            }
+        });
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker's panic was told where it happened.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn serve(&self, thread: usize) {
+        let mut seen = 0;
+        let asleep = &self.asleep[thread - 1];
+        loop {
+            let mut looks = 0;
+            while self.round.load(Ordering::SeqCst) == seen {
+                if self.stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                if looks < LOOKS {
+                    wait(&mut looks);
+                    continue;
+                }
+                asleep.store(true, Ordering::SeqCst);
+                // Whoever calls raises the round first and looks whether we sleep then; we say that
+                // we sleep first and look at the round then. One of us sees the other.
+                if self.round.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::SeqCst) {
+                    thread::park();
+                }
+                asleep.store(false, Ordering::SeqCst);
+            }
+            seen = seen.wrapping_add(1);
+            // SAFETY: the caller keeps the work alive until `at_work` is zero, which it can't be
+            // before we say so below. The round was read after it was raised, the pointer was stored
+            // before.
+            let work = unsafe { &*self.work.load(Ordering::Relaxed) };
+            if catch_unwind(AssertUnwindSafe(|| work.0(thread))).is_err() {
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+            self.at_work.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+fn wait(looks: &mut u32) {
+    *looks += 1;
+    if *looks < LOOKS_AT_ONCE { std::hint::spin_loop() } else { thread::yield_now() }
+}
+
+/// Keeps this thread to the `n`-th CPU of those that the process may use; does nothing where the
+/// system does not allow it.
+pub fn pin_current(n: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+        let Ok(allowed) = sched_getaffinity(None) else { return };
+        let mut cpus = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu));
+        if let Some(cpu) = cpus.nth(n % (allowed.count() as usize).max(1)) {
+            let mut own = CpuSet::new();
+            own.set(cpu);
+            let _ = sched_setaffinity(None, &own);
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = n;
+}
