@@ -5,14 +5,23 @@
 //! why it holds, and what it relies on (shapes, lengths, who writes where) is checked where the room
 //! is entered, once for an operation.
 
+pub mod conv;
 pub mod coreset;
+#[allow(unsafe_code)]
+pub mod direct_conv;
 #[allow(unsafe_code)]
 pub mod feature_map;
 pub mod gaussian;
+#[allow(unsafe_code)]
+mod gemm;
 pub mod interpolate;
 pub mod nearest_prototype;
 pub mod neighbourhood;
 #[allow(unsafe_code)]
 pub mod simd;
 #[allow(unsafe_code)]
+pub mod stem_conv;
+#[allow(unsafe_code)]
 pub mod team;
+#[allow(unsafe_code)]
+pub mod winograd;

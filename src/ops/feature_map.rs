@@ -112,6 +112,35 @@ impl Buffer {
     }
 }
 
+/// Numbers that no longer change, such as packed weights: all threads may read them.
+#[derive(Debug)]
+pub struct Frozen(Buffer);
+
+// SAFETY: nothing writes to the buffer inside, and no view of it is given out that could.
+unsafe impl Sync for Frozen {}
+
+impl From<Buffer> for Frozen {
+    fn from(buffer: Buffer) -> Self {
+        Self(buffer)
+    }
+}
+
+impl Frozen {
+    pub fn as_ptr(&self) -> *const f32 {
+        self.0.as_ptr().cast_const()
+    }
+
+    pub fn as_slice(&self) -> &[f32] {
+        // SAFETY: `len` initialised f32 that nobody writes to.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.0.len()) }
+    }
+
+    /// Bytes taken.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+}
+
 impl Drop for Buffer {
     fn drop(&mut self) {
         // SAFETY: allocated with this very layout in `zeroed`, and given back once.

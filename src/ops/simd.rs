@@ -126,10 +126,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     const ISA: Isa;
 
-    /// Output blocks × rows of a matrix kernel's accumulators that the registers hold, beside the
-    /// operands: for long sums over few outputs, and for outputs side by side.
+    /// Blocks of outputs and rows whose sums a matrix kernel keeps in registers, beside its operands.
     const PANEL: usize;
     const ROWS: usize;
+    /// The same for a convolution's kernel, where the rows lie apart in memory and weights are the
+    /// cheaper load.
+    const CONV_PANEL: usize;
+    const CONV_ROWS: usize;
 
     fn splat(self, x: f32) -> Self::F;
     fn from_array(self, xs: [f32; LANES]) -> Self::F;
@@ -161,6 +164,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// 16 writable f32 at `to`; no alignment needed.
     unsafe fn store(self, to: *mut f32, xs: Self::F);
 
+    /// Asks for the cache line at `from`, which may be any address.
+    fn prefetch(self, from: *const f32);
+
+    #[inline(always)]
     fn zero(self) -> Self::F {
         self.splat(0.0)
     }
@@ -188,6 +195,8 @@ impl Simd for Portable {
     const PANEL: usize = 1;
     /// NEON has 32 registers of 4 lanes, SSE2 16.
     const ROWS: usize = if cfg!(target_arch = "aarch64") { 6 } else { 2 };
+    const CONV_PANEL: usize = Self::PANEL;
+    const CONV_ROWS: usize = Self::ROWS;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -282,6 +291,8 @@ impl Simd for Portable {
         // SAFETY: as the caller promises.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(xs) }
     }
+    #[inline(always)]
+    fn prefetch(self, _: *const f32) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -338,6 +349,8 @@ mod x86 {
         const PANEL: usize = 1;
         /// 12 of 16 registers for sums, 2 for weights, 1 for the value spread.
         const ROWS: usize = 6;
+        const CONV_PANEL: usize = Self::PANEL;
+        const CONV_ROWS: usize = Self::ROWS;
 
         #[inline(always)]
         fn splat(self, x: f32) -> Self::F {
@@ -429,6 +442,11 @@ mod x86 {
                 _mm256_storeu_ps(to.add(8), xs[1]);
             }
         }
+        #[inline(always)]
+        fn prefetch(self, from: *const f32) {
+            // SAFETY: a prefetch of any address is no access.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+        }
     }
 
     /// # Safety
@@ -450,6 +468,8 @@ mod x86 {
         const PANEL: usize = 2;
         /// 24 of 32 registers for sums, 2 for weights.
         const ROWS: usize = 12;
+        const CONV_PANEL: usize = 4;
+        const CONV_ROWS: usize = 6;
 
         #[inline(always)]
         fn splat(self, x: f32) -> Self::F {
@@ -528,6 +548,11 @@ mod x86 {
         unsafe fn store(self, to: *mut f32, xs: Self::F) {
             // SAFETY: as the caller promises.
             unsafe { _mm512_storeu_ps(to, xs) }
+        }
+        #[inline(always)]
+        fn prefetch(self, from: *const f32) {
+            // SAFETY: a prefetch of any address is no access.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
         }
     }
 }

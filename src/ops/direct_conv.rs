@@ -1,0 +1,347 @@
+//! Convolution tap by tap, for every kernel, stride, padding and dilation: what 1×1 and strided
+//! convolutions take, and 3×3 ones for which [`super::winograd`] does not pay. The sums of a few
+//! places and some blocks of outputs stay in registers over all taps and channels.
+//! Letters: C channels in, O channels out, K kernel width.
+
+use super::conv::{Geometry, Stage, check, pack_bias};
+use super::feature_map::{Buffer, FeatureMap, Frozen, Shape, Shared};
+use super::gemm::panels;
+use super::simd::{Isa, Kernel, LANES, Simd};
+use super::team::Team;
+
+/// Pieces of work a thread at least, so that none waits long for another.
+const PIECES: usize = 8;
+
+/// A convolution with its weights packed.
+pub struct DirectConv {
+    isa: Isa,
+    geometry: Geometry,
+    input: Shape,
+    /// Blocks of a panel of the weights.
+    panel: usize,
+    weights: Frozen, // [panels][C / 16][K][K][16][16 · blocks of the panel]
+    bias: Frozen,
+}
+
+impl DirectConv {
+    /// `weights` [O, C, K, K], `bias` [O].
+    pub fn new(isa: Isa, geometry: Geometry, weights: &[f32], bias: &[f32], input: Shape) -> Self {
+        assert_eq!(weights.len(), geometry.weights(), "{geometry:?}");
+        assert!(geometry.stride > 0 && geometry.dilation > 0 && geometry.kernel > 0);
+        let panel = isa.run(Panel);
+        let weights = pack(geometry, weights, panel);
+        let bias = pack_bias(bias, geometry.c_out);
+        Self { isa, geometry, input, panel, weights, bias }
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// y = stage(conv(x)); see [`super::conv::Conv::run`].
+    pub fn run(&self, team: &Team, x: FeatureMap<'_>, y: FeatureMap<'_>, stage: Stage<'_>) {
+        check(&self.geometry, self.input, x, y, stage);
+        let out = y.shape();
+        let panels = out.blocks().div_ceil(self.panel);
+        // Rows of one panel follow each other, so that its weights stay in the cache.
+        let rows = out.images * panels * out.height;
+        let chunk = if team.threads() == 1 { rows } else { rows / (PIECES * team.threads()) };
+        let work = Shared((x, y, stage));
+        team.chunks(rows, chunk, |_, from, to| {
+            let (x, y, stage) = work.get();
+            self.isa.run(Work { conv: self, x, y, stage, rows: (from, to) });
+        });
+    }
+}
+
+struct Panel;
+
+impl Kernel for Panel {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::CONV_PANEL
+    }
+}
+
+struct Work<'a> {
+    conv: &'a DirectConv,
+    x: FeatureMap<'a>,
+    y: FeatureMap<'a>,
+    stage: Stage<'a>,
+    /// Rows of the output, counted over pictures and panels.
+    rows: (usize, usize),
+}
+
+/// Taps from the first to the one behind the last, vertically and horizontally.
+#[derive(Clone, Copy)]
+struct Taps {
+    y: (usize, usize),
+    x: (usize, usize),
+}
+
+/// Some places of a row, and what is needed to compute them.
+#[derive(Clone, Copy)]
+struct Places {
+    /// The place that tap (0, 0) of the first output place falls on, which may lie outside.
+    from: *const f32,
+    /// Numbers between the input places of neighbouring output places.
+    step: usize,
+    x_row: usize,
+    x_plane: usize,
+    dilation: usize,
+    kernel: usize,
+    blocks_in: usize,
+    weights: *const f32,
+    bias: *const f32,
+    to: *mut f32,
+    y_plane: usize,
+    residual: Option<(*const f32, usize)>,
+    taps: Taps,
+}
+
+impl Kernel for Work<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (input, out) = (self.x.shape(), self.y.shape());
+        let Geometry { kernel, stride, padding, dilation, .. } = self.conv.geometry;
+        let panels_y = out.blocks().div_ceil(S::CONV_PANEL);
+        let floor = self.stage.floor(s);
+        let taps_weights = input.blocks() * kernel * kernel * LANES * LANES;
+        // Output columns all of whose taps fall into the picture or its border of one place.
+        let inside = inside(out.width, input.width, kernel, stride, padding, dilation);
+        for row in self.rows.0..self.rows.1 {
+            let (image, panel, oy) =
+                (row / (panels_y * out.height), row / out.height % panels_y, row % out.height);
+            let first = panel * S::CONV_PANEL;
+            let blocks = S::CONV_PANEL.min(out.blocks() - first);
+            let top = (oy * stride) as isize - padding as isize;
+            let taps_y = taps(top, input.height, kernel, dilation);
+            let origin = self.x.place(image, 0, -1, -1).cast_const();
+            let mut places = Places {
+                from: origin,
+                step: stride * LANES,
+                x_row: input.row(),
+                x_plane: self.x.plane_len(),
+                dilation,
+                kernel,
+                blocks_in: input.blocks(),
+                // SAFETY: the panel whose first output block is `first`.
+                weights: unsafe { self.conv.weights.as_ptr().add(first * taps_weights) },
+                // SAFETY: the bias has as many blocks as y.
+                bias: unsafe { self.conv.bias.as_ptr().add(first * LANES) },
+                to: self.y.place(image, first, oy as isize, 0),
+                y_plane: self.y.plane_len(),
+                residual: self.stage.residual.map(|map| {
+                    (map.place(image, first, oy as isize, 0).cast_const(), map.plane_len())
+                }),
+                taps: Taps { y: taps_y, x: (0, kernel) },
+            };
+            let mut ox = 0;
+            while ox < out.width {
+                let left_edge = (ox * stride) as isize - padding as isize;
+                // At the edges one place at a time, with the taps that fall into the picture.
+                let (count, taps_x) = if ox < inside.0 || ox >= inside.1 {
+                    (1, taps(left_edge, input.width, kernel, dilation))
+                } else {
+                    let left = inside.1 - ox;
+                    (left.div_ceil(left.div_ceil(S::CONV_ROWS)), (0, kernel))
+                };
+                places.taps.x = taps_x;
+                places.from = origin
+                    .wrapping_offset((top + 1) * input.row() as isize)
+                    .wrapping_offset((left_edge + 1) * LANES as isize);
+                // SAFETY: the taps named fall into the planes of x with their border for each of the
+                // `count` places from column ox on, which lie in y; rows belong to one thread.
+                unsafe { dispatch(s, count, blocks, places, floor) };
+                // SAFETY: still in the row, or just behind its end.
+                unsafe {
+                    places.to = places.to.add(count * LANES);
+                    if let Some((at, _)) = &mut places.residual {
+                        *at = at.add(count * LANES);
+                    }
+                }
+                ox += count;
+            }
+        }
+    }
+}
+
+/// Taps that fall on −1..=side, where tap 0 falls on `first`.
+fn taps(first: isize, side: usize, kernel: usize, dilation: usize) -> (usize, usize) {
+    let falls = |tap: usize| (-1..=side as isize).contains(&(first + (tap * dilation) as isize));
+    let from = (0..kernel).find(|&tap| falls(tap)).unwrap_or(0);
+    let to = (from..kernel).find(|&tap| !falls(tap)).unwrap_or(kernel);
+    (from, to)
+}
+
+/// Outputs from the first to the one behind the last all of whose taps fall on −1..=`side`.
+fn inside(
+    out: usize,
+    side: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    dilation: usize,
+) -> (usize, usize) {
+    let from = (padding.max(1) - 1).div_ceil(stride).min(out);
+    let reach = dilation * (kernel - 1);
+    let to = (side + padding).checked_sub(reach).map_or(0, |last| last / stride + 1);
+    (from, to.clamp(from, out))
+}
+
+/// # Safety
+/// See [`Work::run`].
+#[inline(always)]
+unsafe fn dispatch<S: Simd>(s: S, count: usize, blocks: usize, at: Places, floor: S::F) {
+    macro_rules! sizes {
+        ($($blocks:literal: $($count:literal)*;)*) => {
+            match (blocks, count) {
+                // SAFETY: as the caller promises.
+                $($(($blocks, $count) if $blocks <= S::CONV_PANEL && $count <= S::CONV_ROWS => unsafe {
+                    places::<S, $blocks, $count>(s, at, floor)
+                },)*)*
+                _ => unreachable!("{count} places of {blocks} blocks"),
+            }
+        };
+    }
+    sizes!(
+        1: 1 2 3 4 5 6;
+        2: 1 2 3 4 5 6;
+        3: 1 2 3 4 5 6;
+        4: 1 2 3 4 5 6;
+    );
+}
+
+/// R places of P output blocks.
+///
+/// # Safety
+/// See [`Work::run`].
+#[inline(always)]
+unsafe fn places<S: Simd, const P: usize, const R: usize>(s: S, at: Places, floor: S::F) {
+    let mut sums = [[s.zero(); P]; R];
+    for p in 0..P {
+        // SAFETY: block p of the panel's bias.
+        let bias = unsafe { s.load(at.bias.add(p * LANES)) };
+        for sums in &mut sums {
+            sums[p] = bias;
+        }
+    }
+    for block in 0..at.blocks_in {
+        for ky in at.taps.y.0..at.taps.y.1 {
+            for kx in at.taps.x.0..at.taps.x.1 {
+                let tap = (block * at.kernel + ky) * at.kernel + kx;
+                let mut weights = at.weights.wrapping_add(tap * LANES * P * LANES);
+                let mut from = at.from.wrapping_add(
+                    block * at.x_plane + ky * at.dilation * at.x_row + kx * at.dilation * LANES,
+                );
+                for _ in 0..LANES {
+                    // SAFETY: the tap falls into the plane for each of the R places; its weights are
+                    // 16 rows of P blocks.
+                    unsafe {
+                        let mut own = [s.zero(); P];
+                        for (p, own) in own.iter_mut().enumerate() {
+                            *own = s.load(weights.add(p * LANES));
+                        }
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            let x = s.splat(*from.add(r * at.step));
+                            for p in 0..P {
+                                sums[p] = s.mul_add(x, own[p], sums[p]);
+                            }
+                        }
+                    }
+                    weights = weights.wrapping_add(P * LANES);
+                    from = from.wrapping_add(1);
+                }
+            }
+        }
+    }
+    for (r, sums) in sums.into_iter().enumerate() {
+        for (p, sum) in sums.into_iter().enumerate() {
+            // SAFETY: place r of block p, in y and in the residual, which has y's shape.
+            unsafe {
+                let mut value = sum;
+                if let Some((residual, plane)) = at.residual {
+                    value = s.add(value, s.load(residual.add(p * plane + r * LANES)));
+                }
+                s.store(at.to.add(p * at.y_plane + r * LANES), s.max(floor, value));
+            }
+        }
+    }
+}
+
+fn pack(geometry: Geometry, weights: &[f32], panel: usize) -> Frozen {
+    let Geometry { c_in, c_out, kernel, .. } = geometry;
+    let (blocks_in, taps) = (c_in.div_ceil(LANES), kernel * kernel);
+    let blocks_out = c_out.div_ceil(LANES);
+    let mut packed = Buffer::zeroed(blocks_out * blocks_in * taps * LANES * LANES);
+    let out = packed.as_mut_slice();
+    for (first, blocks) in panels(blocks_out, panel) {
+        let width = blocks * LANES;
+        let start = first * blocks_in * taps * LANES * LANES;
+        for k in (first * LANES..(first + blocks) * LANES).take_while(|&k| k < c_out) {
+            for c in 0..c_in {
+                for tap in 0..taps {
+                    let row = (c / LANES * taps + tap) * LANES + c % LANES;
+                    out[start + row * width + k - first * LANES] =
+                        weights[(k * c_in + c) * taps + tap];
+                }
+            }
+        }
+    }
+    packed.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conv::Conv;
+    use super::super::conv::tests::check_kernel;
+    use super::*;
+
+    #[test]
+    fn equals_the_definition_on_ragged_shapes() {
+        struct Case(usize, usize, usize, usize, usize, (usize, usize, usize, usize));
+        let cases = [
+            // images, c_in, c_out, height, width, (kernel, stride, padding, dilation)
+            Case(1, 16, 16, 5, 7, (1, 1, 0, 1)),
+            Case(2, 20, 33, 9, 13, (1, 2, 0, 1)),
+            Case(1, 40, 80, 8, 8, (3, 2, 1, 1)),
+            Case(2, 16, 16, 7, 9, (3, 2, 1, 1)),
+            Case(1, 16, 16, 1, 1, (3, 1, 1, 1)),
+            Case(1, 16, 64, 6, 31, (3, 1, 1, 1)),
+            Case(1, 16, 16, 11, 10, (5, 1, 2, 1)),
+            Case(1, 16, 17, 12, 9, (5, 4, 2, 1)),
+            Case(1, 16, 16, 14, 14, (7, 2, 3, 1)),
+            Case(1, 16, 16, 13, 9, (3, 1, 4, 4)),
+            Case(1, 16, 16, 9, 9, (3, 1, 0, 2)),
+        ];
+        for Case(images, c_in, c_out, height, width, (kernel, stride, padding, dilation)) in cases {
+            let geometry = Geometry { c_in, c_out, kernel, stride, padding, dilation };
+            let input = Shape::new(images, c_in, height, width);
+            check_kernel(geometry, input, |isa, weights, bias, _| {
+                Conv::Direct(DirectConv::new(isa, geometry, weights, bias, input))
+            });
+        }
+    }
+
+    #[test]
+    fn the_columns_without_an_edge_are_found() {
+        // every output whose taps all fall on −1..=side, by trying
+        for (side, kernel, stride, padding, dilation) in
+            [(9, 5, 1, 2, 1), (12, 5, 4, 2, 1), (14, 7, 2, 3, 1), (3, 3, 1, 6, 6), (8, 1, 2, 0, 1)]
+        {
+            let out = (side + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+            let whole = |o: &usize| {
+                let first = (o * stride) as isize - padding as isize;
+                taps(first, side, kernel, dilation) == (0, kernel)
+            };
+            let want: Vec<usize> = (0..out).filter(whole).collect();
+            let (from, to) = inside(out, side, kernel, stride, padding, dilation);
+            assert_eq!((from..to).collect::<Vec<_>>(), want, "{side} {kernel} {stride}");
+        }
+    }
+}

@@ -1,0 +1,543 @@
+//! Winograd's F(4×4, 3×3): a 3×3 convolution of stride 1 with a quarter of the multiplications
+//! (Winograd 1980; Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks").
+//!
+//! 6 × 6 places of the input, in steps of 4, are transformed (Bᵀ d B), 36 matrix products over the
+//! channels give 36 numbers a tile and output channel, and these are transformed (Aᵀ m A) into 4 × 4
+//! places of the output. The polynomial is taken at 0, ±3/4, ±3/2 and ∞, which leaves a third of the
+//! rounding error of the textbook's 0, ±1, ±2, ∞ at the same cost (measured in f32 against f64 at 64
+//! to 256 channels). A dilated kernel is one undilated kernel on each of d × d phases of the input.
+//! Letters: T tiles, C channels in, O channels out.
+
+use super::conv::{Geometry, Stage, check, pack_bias};
+use super::feature_map::{Buffer, FeatureMap, Frozen, Shape, Shared};
+use super::gemm::{Rows, multiply, panels};
+use super::simd::{Isa, Kernel, LANES, Simd};
+use super::team::Team;
+
+/// The points ±A and ±B.
+const A: f64 = 0.75;
+const B: f64 = 1.5;
+
+/// Places of a transformed tile.
+const SPOTS: usize = 36;
+
+/// Bytes of transformed tiles, in and out, that a thread works on at once: they stay in a core's
+/// cache while the weights pass by.
+const CACHED: usize = 768 << 10;
+
+/// Tiles at once at least, so that each weight is used often enough for the time it takes to come,
+/// and at most, beyond which nothing is gained.
+const LEAST_TILES: usize = 16;
+const MOST_TILES: usize = 48;
+
+/// Numbers between the 36 matrices beyond what they need, so that they do not fall on the same lines
+/// of the cache.
+const SKEW: usize = LANES;
+
+/// A convolution with its weights transformed.
+pub struct Winograd {
+    isa: Isa,
+    geometry: Geometry,
+    input: Shape,
+    threads: usize,
+    /// Upper left place of each tile of a picture.
+    tiles: Vec<(u16, u16)>,
+    /// Tiles at once.
+    block: usize,
+    weights: Frozen, // [36][panels][C][16 · blocks of the panel]
+    bias: Frozen,
+}
+
+impl Winograd {
+    /// `weights` [O, C, 3, 3], `bias` [O].
+    ///
+    /// # Panics
+    /// If the geometry is not 3×3, stride 1, padded to keep the size.
+    pub fn new(
+        isa: Isa,
+        geometry: Geometry,
+        weights: &[f32],
+        bias: &[f32],
+        input: Shape,
+        threads: usize,
+    ) -> Self {
+        let Geometry { c_in, c_out, kernel, stride, padding, dilation } = geometry;
+        assert!(kernel == 3 && stride == 1 && padding == dilation && dilation > 0, "{geometry:?}");
+        assert_eq!(weights.len(), geometry.weights(), "{geometry:?}");
+        let (c, o) = (c_in.div_ceil(LANES) * LANES, c_out.div_ceil(LANES) * LANES);
+        let tiles = tiles(input, dilation);
+        let total = tiles.len() * input.images;
+        let fits = CACHED / (SPOTS * size_of::<f32>() * (c + o));
+        let block = fits.clamp(LEAST_TILES, MOST_TILES).min(total);
+        // Blocks of one size, the last not a small rest.
+        let block = total.div_ceil(total.div_ceil(block));
+        let weights = isa.run(Pack { geometry, weights });
+        Self { isa, geometry, input, threads, tiles, block, weights, bias: pack_bias(bias, c_out) }
+    }
+
+    /// Tiles of a picture.
+    pub fn tiles(input: Shape, dilation: usize) -> usize {
+        let along = |side: usize| -> usize {
+            (0..dilation.min(side)).map(|phase| (side - phase).div_ceil(4 * dilation)).sum()
+        };
+        along(input.height) * along(input.width)
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    fn channels_in(&self) -> usize {
+        self.input.blocks() * LANES
+    }
+
+    fn channels_out(&self) -> usize {
+        self.geometry.c_out.div_ceil(LANES) * LANES
+    }
+
+    fn total(&self) -> usize {
+        self.tiles.len() * self.input.images
+    }
+
+    /// Whether the threads share out the channels of all tiles, there being too few tiles.
+    fn together(&self, threads: usize) -> bool {
+        threads > 1 && self.total() < 2 * LEAST_TILES
+    }
+
+    /// Tiles that a thread takes at once where `threads` share them.
+    fn block_for(&self, threads: usize) -> usize {
+        if self.together(threads) {
+            return self.total();
+        }
+        // At least two turns a thread where tiles allow it, so that none waits long for the other.
+        let even = self.total().div_ceil(2 * threads).max(LEAST_TILES);
+        if threads == 1 { self.block } else { self.block.min(even) }
+    }
+
+    /// Numbers of the transformed input and of the products of `tiles` tiles.
+    fn matrices(&self, tiles: usize) -> (usize, usize) {
+        let of = |channels: usize| SPOTS * (tiles * channels + SKEW);
+        (of(self.channels_in()), of(self.channels_out()))
+    }
+
+    /// Numbers of scratch memory that a run needs.
+    pub fn scratch_len(&self) -> usize {
+        let (v, m) = self.matrices(self.block_for(self.threads));
+        (v + m) * if self.together(self.threads) { 1 } else { self.threads }
+    }
+
+    /// y = stage(conv(x)); see [`super::conv::Conv::run`].
+    pub fn run(
+        &self,
+        team: &Team,
+        x: FeatureMap<'_>,
+        y: FeatureMap<'_>,
+        stage: Stage<'_>,
+        scratch: &Buffer,
+    ) {
+        check(&self.geometry, self.input, x, y, stage);
+        assert_eq!(team.threads(), self.threads, "made for another team");
+        assert!(scratch.len() >= self.scratch_len(), "scratch of {} numbers", scratch.len());
+        let block = self.block_for(self.threads);
+        let (v_len, m_len) = self.matrices(block);
+        let (all, blocks_in, blocks_out) =
+            (self.total(), self.input.blocks(), self.channels_out() / LANES);
+        let work = Shared((x, y, stage, scratch.as_ptr()));
+        let piece = |slot: usize, tiles: (usize, usize)| {
+            let (x, y, stage, scratch) = work.get();
+            // SAFETY: slot < threads, for which scratch_len counts.
+            let v = unsafe { scratch.add(slot * (v_len + m_len)) };
+            // SAFETY: the products follow the transformed input.
+            let m = unsafe { v.add(v_len) };
+            Piece {
+                conv: self,
+                x,
+                y,
+                stage,
+                tiles,
+                v,
+                v_spot: block * self.channels_in() + SKEW,
+                m,
+                m_spot: block * self.channels_out() + SKEW,
+            }
+        };
+        if self.together(self.threads) {
+            let share = |thread: usize, of: usize| {
+                (of * thread / self.threads, of * (thread + 1) / self.threads)
+            };
+            let whole = |part: Part| Work { piece: piece(0, (0, all)), part };
+            // SAFETY (of the three): each thread writes the channels, spots and channels of its share,
+            // and reads what the round before wrote.
+            team.run(&|thread| self.isa.run(whole(Part::Input(share(thread, blocks_in)))));
+            team.run(&|thread| self.isa.run(whole(Part::Products(share(thread, SPOTS)))));
+            team.run(&|thread| self.isa.run(whole(Part::Output(share(thread, blocks_out)))));
+        } else {
+            team.chunks(all, block, |thread, from, to| {
+                self.isa.run(Work { piece: piece(thread, (from, to)), part: Part::All });
+            });
+        }
+    }
+}
+
+/// Upper left places of the tiles of one picture.
+fn tiles(input: Shape, dilation: usize) -> Vec<(u16, u16)> {
+    let starts = |side: usize| -> Vec<u16> {
+        let phases = 0..dilation.min(side);
+        phases.flat_map(|phase| (phase..side).step_by(4 * dilation)).map(|at| at as u16).collect()
+    };
+    assert!(input.height < 1 << 16 && input.width < 1 << 16, "{input:?}");
+    let (rows, columns) = (starts(input.height), starts(input.width));
+    rows.iter().flat_map(|&y| columns.iter().map(move |&x| (y, x))).collect()
+}
+
+/// Some tiles with the memory that they are worked on in.
+#[derive(Clone, Copy)]
+struct Piece<'a> {
+    conv: &'a Winograd,
+    x: FeatureMap<'a>,
+    y: FeatureMap<'a>,
+    stage: Stage<'a>,
+    /// First tile and the one behind the last, counted over all pictures.
+    tiles: (usize, usize),
+    v: *mut f32, // [36][T, C]
+    v_spot: usize,
+    m: *mut f32, // [36][T, O]
+    m_spot: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Part {
+    All,
+    /// Blocks of channels.
+    Input((usize, usize)),
+    /// Of the 36 matrices.
+    Products((usize, usize)),
+    /// Blocks of channels.
+    Output((usize, usize)),
+}
+
+struct Work<'a> {
+    piece: Piece<'a>,
+    part: Part,
+}
+
+impl Kernel for Work<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let piece = &self.piece;
+        let (blocks_in, blocks_out) = (piece.x.shape().blocks(), piece.conv.channels_out() / LANES);
+        match self.part {
+            Part::All => {
+                piece.input(s, 0, blocks_in);
+                piece.products(s, 0, SPOTS);
+                piece.output(s, 0, blocks_out);
+            }
+            Part::Input((from, to)) => piece.input(s, from, to),
+            Part::Products((from, to)) => piece.products(s, from, to),
+            Part::Output((from, to)) => piece.output(s, from, to),
+        }
+    }
+}
+
+impl Piece<'_> {
+    /// Picture and place of tile `t`.
+    #[inline(always)]
+    fn tile(&self, t: usize) -> (usize, usize, usize) {
+        let per_image = self.conv.tiles.len();
+        let (y, x) = self.conv.tiles[t % per_image];
+        (t / per_image, usize::from(y), usize::from(x))
+    }
+
+    #[inline(always)]
+    fn input<S: Simd>(&self, s: S, from: usize, to: usize) {
+        let points = Points::new(s);
+        let Shape { height, width, .. } = self.x.shape();
+        let (row, c) = (self.x.shape().row(), self.conv.channels_in());
+        let d = self.conv.geometry.dilation;
+        for t in self.tiles.0..self.tiles.1 {
+            let (image, y0, x0) = self.tile(t);
+            let inside = d == 1 && y0 + 4 <= height && x0 + 4 <= width;
+            for block in from..to {
+                let origin = self.x.place(image, block, -1, -1).cast_const();
+                let mut columns = [[s.zero(); 6]; 6];
+                for j in 0..6 {
+                    let mut d_j = [s.zero(); 6];
+                    if inside {
+                        for (i, value) in d_j.iter_mut().enumerate() {
+                            // SAFETY: rows y0 − 1 to y0 + 4 and columns likewise lie in the plane
+                            // with its border.
+                            *value =
+                                unsafe { s.load(origin.add((y0 + i) * row + (x0 + j) * LANES)) };
+                        }
+                    } else {
+                        // Counted from the border's corner, which is one place out.
+                        let at_x = (x0 + j * d + 1).wrapping_sub(d);
+                        for (i, value) in d_j.iter_mut().enumerate() {
+                            let at_y = (y0 + i * d + 1).wrapping_sub(d);
+                            if at_y < height + 2 && at_x < width + 2 {
+                                // SAFETY: in the plane with its border, as just checked.
+                                *value = unsafe { s.load(origin.add(at_y * row + at_x * LANES)) };
+                            }
+                        }
+                    }
+                    let column = points.input(s, d_j);
+                    for i in 0..6 {
+                        columns[i][j] = column[i];
+                    }
+                }
+                let spot = (t - self.tiles.0) * c + block * LANES;
+                for (i, column) in columns.into_iter().enumerate() {
+                    let line = points.input(s, column);
+                    for (j, value) in line.into_iter().enumerate() {
+                        // SAFETY: row t of matrix 6i + j, within v.
+                        unsafe { s.store(self.v.add((i * 6 + j) * self.v_spot + spot), value) };
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn products<S: Simd>(&self, s: S, from: usize, to: usize) {
+        let (c, o) = (self.conv.channels_in(), self.conv.channels_out());
+        let rows = self.tiles.1 - self.tiles.0;
+        for spot in from..to {
+            for (first, blocks) in panels(o / LANES, S::PANEL) {
+                // SAFETY: matrix `spot` of each, and the panel that starts at output block `first`;
+                // `Pack` laid them so.
+                unsafe {
+                    let at = Rows {
+                        v: self.v.add(spot * self.v_spot),
+                        v_row: c,
+                        m: self.m.add(spot * self.m_spot + first * LANES),
+                        m_row: o,
+                    };
+                    let u = self.conv.weights.as_ptr().add((spot * o + first * LANES) * c);
+                    multiply(s, rows, c, blocks, at, u);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn output<S: Simd>(&self, s: S, from: usize, to: usize) {
+        let points = Points::new(s);
+        let Shape { height, width, .. } = self.y.shape();
+        let (row, o) = (self.y.shape().row(), self.conv.channels_out());
+        let (d, floor) = (self.conv.geometry.dilation, self.stage.floor(s));
+        for t in self.tiles.0..self.tiles.1 {
+            let (image, y0, x0) = self.tile(t);
+            for block in from..to {
+                let spot = (t - self.tiles.0) * o + block * LANES;
+                let mut columns = [[s.zero(); 6]; 4];
+                for j in 0..6 {
+                    let mut m_j = [s.zero(); 6];
+                    for (i, value) in m_j.iter_mut().enumerate() {
+                        // SAFETY: row t of matrix 6i + j, within m.
+                        *value = unsafe { s.load(self.m.add((i * 6 + j) * self.m_spot + spot)) };
+                    }
+                    let column = points.output(s, m_j);
+                    for i in 0..4 {
+                        columns[i][j] = column[i];
+                    }
+                }
+                // SAFETY: the bias has as many whole blocks as y.
+                let bias = unsafe { s.load(self.conv.bias.as_ptr().add(block * LANES)) };
+                let origin = self.y.place(image, block, 0, 0);
+                let residual = self.stage.residual.map(|map| map.place(image, block, 0, 0));
+                for (i, column) in columns.into_iter().enumerate() {
+                    let y = y0 + i * d;
+                    if y >= height {
+                        break;
+                    }
+                    for (j, value) in points.output(s, column).into_iter().enumerate() {
+                        let x = x0 + j * d;
+                        if x >= width {
+                            break;
+                        }
+                        let at = y * row + x * LANES;
+                        let mut value = s.add(value, bias);
+                        if let Some(residual) = residual {
+                            // SAFETY: place (y, x) of a map of the same shape.
+                            value = s.add(value, unsafe { s.load(residual.add(at)) });
+                        }
+                        // SAFETY: place (y, x), which is in this tile and in no other.
+                        unsafe { s.store(origin.add(at), s.max(floor, value)) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The numbers of the transforms.
+#[derive(Clone, Copy)]
+struct Points<F> {
+    a: F,
+    b: F,
+    a2: F,
+    b2: F,
+    a3: F,
+    b3: F,
+    a2_plus_b2: F,
+    a2_b2: F,
+}
+
+impl<F: Copy> Points<F> {
+    #[inline(always)]
+    fn new<S: Simd<F = F>>(s: S) -> Self {
+        let of = |x: f64| s.splat(x as f32);
+        Self {
+            a: of(A),
+            b: of(B),
+            a2: of(A * A),
+            b2: of(B * B),
+            a3: of(A * A * A),
+            b3: of(B * B * B),
+            a2_plus_b2: of(A * A + B * B),
+            a2_b2: of(A * A * B * B),
+        }
+    }
+
+    /// Bᵀ x.
+    #[inline(always)]
+    fn input<S: Simd<F = F>>(&self, s: S, x: [F; 6]) -> [F; 6] {
+        let first = s.neg_mul_add(self.a2_plus_b2, x[2], x[4]);
+        let last = s.neg_mul_add(self.a2_plus_b2, x[3], x[5]);
+        let (even_a, odd_a) =
+            (s.neg_mul_add(self.b2, x[2], x[4]), s.neg_mul_add(self.b2, x[1], x[3]));
+        let (even_b, odd_b) =
+            (s.neg_mul_add(self.a2, x[2], x[4]), s.neg_mul_add(self.a2, x[1], x[3]));
+        [
+            s.mul_add(self.a2_b2, x[0], first),
+            s.mul_add(self.a, odd_a, even_a),
+            s.neg_mul_add(self.a, odd_a, even_a),
+            s.mul_add(self.b, odd_b, even_b),
+            s.neg_mul_add(self.b, odd_b, even_b),
+            s.mul_add(self.a2_b2, x[1], last),
+        ]
+    }
+
+    /// Aᵀ m.
+    #[inline(always)]
+    fn output<S: Simd<F = F>>(&self, s: S, m: [F; 6]) -> [F; 4] {
+        let (sum_a, difference_a) = (s.add(m[1], m[2]), s.sub(m[1], m[2]));
+        let (sum_b, difference_b) = (s.add(m[3], m[4]), s.sub(m[3], m[4]));
+        [
+            s.add(m[0], s.add(sum_a, sum_b)),
+            s.mul_add(self.a, difference_a, s.mul(self.b, difference_b)),
+            s.mul_add(self.a2, sum_a, s.mul(self.b2, sum_b)),
+            s.mul_add(self.a3, difference_a, s.mul_add(self.b3, difference_b, m[5])),
+        ]
+    }
+}
+
+/// G g Gᵀ of every kernel, in f64, laid out as panels.
+struct Pack<'a> {
+    geometry: Geometry,
+    weights: &'a [f32],
+}
+
+impl Kernel for Pack<'_> {
+    type Output = Frozen;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Frozen {
+        pack(self.geometry, self.weights, S::PANEL)
+    }
+}
+
+fn pack(geometry: Geometry, weights: &[f32], panel: usize) -> Frozen {
+    let Geometry { c_in, c_out, .. } = geometry;
+    let (c, o) = (c_in.div_ceil(LANES) * LANES, c_out.div_ceil(LANES) * LANES);
+    let mut packed = Buffer::zeroed(SPOTS * c * o);
+    let out = packed.as_mut_slice();
+    for (first, blocks) in panels(o / LANES, panel) {
+        let width = blocks * LANES;
+        for lane in 0..width {
+            let k = first * LANES + lane;
+            if k >= c_out {
+                break;
+            }
+            for i in 0..c_in {
+                let kernel = &weights[(k * c_in + i) * 9..][..9];
+                for (spot, value) in transformed(kernel).into_iter().enumerate() {
+                    out[(spot * o + first * LANES) * c + i * width + lane] = value as f32;
+                }
+            }
+        }
+    }
+    packed.into()
+}
+
+/// G g Gᵀ [6, 6] of `g` [3, 3].
+fn transformed(g: &[f32]) -> [f64; SPOTS] {
+    let (a, b) = (A, B);
+    let (at_a, at_b) = (2.0 * a * a * (a * a - b * b), 2.0 * b * b * (b * b - a * a));
+    let rows: [[f64; 3]; 6] = [
+        [1.0 / (a * a * b * b), 0.0, 0.0],
+        [1.0 / at_a, a / at_a, a * a / at_a],
+        [1.0 / at_a, -a / at_a, a * a / at_a],
+        [1.0 / at_b, b / at_b, b * b / at_b],
+        [1.0 / at_b, -b / at_b, b * b / at_b],
+        [0.0, 0.0, 1.0],
+    ];
+    let mut half = [[0.0; 3]; 6];
+    for (half, row) in half.iter_mut().zip(&rows) {
+        for (j, value) in half.iter_mut().enumerate() {
+            *value = (0..3).map(|l| row[l] * f64::from(g[l * 3 + j])).sum();
+        }
+    }
+    std::array::from_fn(|spot| (0..3).map(|l| half[spot / 6][l] * rows[spot % 6][l]).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conv::Conv;
+    use super::super::conv::tests::check_kernel;
+    use super::*;
+
+    #[test]
+    fn equals_the_definition_on_ragged_shapes() {
+        struct Case(usize, usize, usize, usize, usize, usize);
+        let cases = [
+            // images, c_in, c_out, height, width, dilation
+            Case(1, 16, 16, 4, 4, 1),
+            Case(2, 20, 33, 7, 9, 1),
+            Case(1, 48, 80, 16, 12, 1),
+            Case(3, 16, 16, 1, 1, 1),
+            Case(1, 32, 16, 31, 5, 1),
+            Case(1, 16, 32, 13, 15, 2),
+            Case(2, 16, 16, 8, 8, 6),
+            Case(1, 64, 64, 33, 33, 1),
+        ];
+        for Case(images, c_in, c_out, height, width, dilation) in cases {
+            let geometry =
+                Geometry { c_in, c_out, kernel: 3, stride: 1, padding: dilation, dilation };
+            let input = Shape::new(images, c_in, height, width);
+            assert_eq!(tiles(input, dilation).len(), Winograd::tiles(input, dilation));
+            check_kernel(geometry, input, |isa, weights, bias, threads| {
+                Conv::Winograd(Winograd::new(isa, geometry, weights, bias, input, threads))
+            });
+        }
+    }
+
+    #[test]
+    fn nan_is_not_hidden_by_relu() {
+        let geometry =
+            Geometry { c_in: 16, c_out: 16, kernel: 3, stride: 1, padding: 1, dilation: 1 };
+        let shape = Shape::new(1, 16, 4, 4);
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
+            let conv = Winograd::new(isa, geometry, &[0.1; 16 * 144], &[0.0; 16], shape, 1);
+            let (x, y) = (Buffer::zeroed(shape.len()), Buffer::zeroed(shape.len()));
+            x.map(shape, 0).set(0, 3, 1, 1, f32::NAN);
+            let stage = Stage { residual: None, relu: true };
+            let scratch = Buffer::zeroed(conv.scratch_len());
+            conv.run(&Team::alone(), x.map(shape, 0), y.map(shape, 0), stage, &scratch);
+            assert!(y.map(shape, 0).get(0, 5, 1, 1).is_nan());
+        }
+    }
+}
