@@ -3,7 +3,9 @@
 pub mod compact;
 pub mod conv;
 pub mod graph;
+pub mod plan;
 mod pth;
+
 pub mod resnet;
 pub mod weights;
 

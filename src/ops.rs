@@ -5,6 +5,8 @@
 //! why it holds, and what it relies on (shapes, lengths, who writes where) is checked where the room
 //! is entered, once for an operation.
 
+#[allow(unsafe_code)]
+pub mod affine;
 pub mod conv;
 pub mod coreset;
 #[allow(unsafe_code)]

@@ -1,0 +1,336 @@
+//! From a graph to the steps of a run.
+//!
+//! A step ends at one node, its tail, and stands for the nodes that were fused into it: a convolution
+//! with the batch norm, the sum and the ReLU that alone read it; at the picture also the maximum
+//! behind it. Steps come in the order of their tails, so that a residual is there when the
+//! convolution that adds it runs.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::memory::{Layout, Life, Place, parts};
+use super::{Plan, Step, Work};
+use crate::nn::graph::{self, Graph, Op, Value};
+use crate::nn::weights::Weights;
+use crate::ops::affine::Affine;
+use crate::ops::conv::{Conv, Geometry};
+use crate::ops::feature_map::{Buffer, Shape};
+use crate::ops::simd::{Isa, LANES};
+use crate::ops::stem_conv::{Planes, StemConv};
+use crate::ops::team::Team;
+
+/// Added to the variance before its root is taken; PyTorch's value for every network here.
+pub const BN_EPS: f64 = 1e-5;
+
+pub(super) fn compile(
+    graph: &Graph,
+    weights: &Weights,
+    images: usize,
+    isa: Isa,
+    team: Arc<Team>,
+) -> Result<Plan> {
+    let chains = fuse(graph);
+    let within = parts(graph);
+    let lives = lives(graph, &chains);
+    let layout = Layout::new(graph, &within, &lives, images);
+    let compiler =
+        Compiler { graph, weights, images, isa, threads: team.threads(), layout: &layout };
+    let planes = compiler.planes()?;
+    let mut steps = Vec::with_capacity(chains.len());
+    for chain in &chains {
+        steps.extend(compiler.steps(chain, planes)?);
+    }
+    let scratch = steps.iter().map(|step| step.work.scratch_len()).max().unwrap_or(0);
+    Ok(Plan {
+        isa,
+        team,
+        images,
+        planes,
+        pixels: Buffer::zeroed(planes.len(images)),
+        buffers: layout.buffers(),
+        scratch: Buffer::zeroed(scratch),
+        steps,
+        outputs: graph.outputs().iter().map(|&output| layout.place(output)).collect(),
+    })
+}
+
+/// The nodes of one step.
+#[derive(Debug, Default, PartialEq)]
+struct Chain {
+    /// What it begins with.
+    head: usize,
+    norm: Option<usize>,
+    /// The sum, and its other argument.
+    sum: Option<(usize, Value)>,
+    relu: Option<usize>,
+    pool: Option<usize>,
+    tail: usize,
+}
+
+/// Every node but the picture, in chains, ordered by tail.
+fn fuse(graph: &Graph) -> Vec<Chain> {
+    let nodes = graph.nodes();
+    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
+    for (i, node) in nodes.iter().enumerate() {
+        for input in &node.inputs {
+            readers[input.index()].push(i);
+        }
+    }
+    for output in graph.outputs() {
+        // Someone outside reads it: it must be there in full.
+        readers[output.index()].push(usize::MAX);
+    }
+    // The only reader of a node, if it is an operation of the network.
+    let only = |node: usize| match readers[node].as_slice() {
+        &[reader] if reader != usize::MAX => Some(reader),
+        _ => None,
+    };
+    let mut taken = vec![false; nodes.len()];
+    let mut chains = Vec::new();
+    for (head, node) in nodes.iter().enumerate() {
+        if taken[head] || node.op == Op::Input {
+            continue;
+        }
+        taken[head] = true;
+        let mut chain = Chain { head, tail: head, ..Chain::default() };
+        let conv = matches!(node.op, Op::Conv(_));
+        let stem = conv && graph.node(node.inputs[0]).op == Op::Input;
+        let mut take = |chain: &mut Chain, accepts: &dyn Fn(&Op) -> bool| {
+            let next = only(chain.tail).filter(|&next| !taken[next] && accepts(&nodes[next].op))?;
+            taken[next] = true;
+            chain.tail = next;
+            Some(next)
+        };
+        if conv {
+            chain.norm = take(&mut chain, &|op| matches!(op, Op::BatchNorm { .. }));
+        }
+        if conv && !stem {
+            let summand = Value(chain.tail);
+            // x + x has two arguments and one reader.
+            let twice = only(chain.tail).is_some_and(|next| nodes[next].inputs[0] == nodes[next].inputs[nodes[next].inputs.len() - 1]);
+            if !twice && let Some(sum) = take(&mut chain, &|op| *op == Op::Add) {
+                let other = nodes[sum].inputs.iter().find(|input| **input != summand);
+                chain.sum = other.map(|&other| (sum, other));
+            }
+        }
+        if conv || matches!(node.op, Op::BatchNorm { .. } | Op::Add) {
+            chain.relu = take(&mut chain, &|op| *op == Op::Relu);
+        }
+        if stem && chain.relu.is_some() {
+            chain.pool = take(&mut chain, &|op| *op == Op::MaxPool);
+        }
+        chains.push(chain);
+    }
+    chains.sort_by_key(|chain| chain.tail);
+    chains
+}
+
+impl Chain {
+    /// What the step reads.
+    fn reads(&self, graph: &Graph) -> Vec<Value> {
+        let residual = self.sum.map(|(_, other)| other);
+        let own = graph.nodes()[self.head].inputs.iter().copied();
+        own.chain(residual).filter(|&value| graph.node(value).op != Op::Input).collect()
+    }
+}
+
+fn lives(graph: &Graph, chains: &[Chain]) -> Vec<Life> {
+    let made = |step: usize, chain: &Chain| Life { value: Value(chain.tail), made: step, read: step };
+    let mut lives: Vec<Life> =
+        chains.iter().enumerate().map(|(step, chain)| made(step, chain)).collect();
+    for (step, chain) in chains.iter().enumerate() {
+        for read in chain.reads(graph) {
+            if let Some(life) = lives.iter_mut().find(|life| life.value == read) {
+                life.read = life.read.max(step);
+            }
+        }
+    }
+    for life in &mut lives {
+        if graph.outputs().contains(&life.value) {
+            life.read = usize::MAX;
+        }
+    }
+    lives
+}
+
+struct Compiler<'a> {
+    graph: &'a Graph,
+    weights: &'a Weights,
+    images: usize,
+    isa: Isa,
+    threads: usize,
+    layout: &'a Layout,
+}
+
+/// The numbers of a convolution, batch norm folded in.
+struct Folded {
+    weights: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Compiler<'_> {
+    /// How the pixels lie: with the widest border that a convolution of the picture needs.
+    fn planes(&self) -> Result<Planes> {
+        let dims = self.graph.nodes()[0].dims;
+        let reads_picture =
+            |node: &&graph::Node| node.inputs.iter().any(|input| input.index() == 0);
+        let mut pad = 0;
+        for node in self.graph.nodes().iter().filter(reads_picture) {
+            match &node.op {
+                Op::Conv(conv) => pad = pad.max(conv.padding),
+                op => bail!("{op:?} of the picture itself is not on the line"),
+            }
+        }
+        Ok(Planes { height: dims.height, width: dims.width, pad })
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let values = self.weights.get(name, shape)?.flatten_all()?.to_vec1::<f32>()?;
+        ensure!(values.iter().all(|value| value.is_finite()), "tensor {name} is not finite");
+        Ok(values)
+    }
+
+    /// Scale and shift of a batch norm: γ/√(σ² + ε) and β − μ·γ/√(σ² + ε).
+    fn norm(&self, node: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+        let Op::BatchNorm { name } = &self.graph.nodes()[node].op else {
+            unreachable!("a chain's norm is a batch norm")
+        };
+        let channels = self.graph.nodes()[node].dims.channels;
+        let mut read = [const { Vec::new() }; 4];
+        for (values, kind) in
+            read.iter_mut().zip(["weight", "bias", "running_mean", "running_var"])
+        {
+            *values = self.tensor(&format!("{name}.{kind}"), &[channels])?;
+        }
+        let [gamma, beta, mean, variance] = read;
+        let scale: Vec<f64> = gamma
+            .iter()
+            .zip(&variance)
+            .map(|(&gamma, &variance)| f64::from(gamma) / (f64::from(variance) + BN_EPS).sqrt())
+            .collect();
+        let shift = beta.iter().zip(&mean).zip(&scale);
+        let shift = shift.map(|((&beta, &mean), scale)| f64::from(beta) - f64::from(mean) * scale);
+        ensure!(
+            scale.iter().all(|scale| scale.is_finite()),
+            "tensor {name}.running_var has a variance below zero"
+        );
+        Ok((scale.clone(), shift.collect()))
+    }
+
+    fn folded(&self, conv: &graph::Conv, norm: Option<usize>) -> Result<Folded> {
+        let shape = [conv.c_out, conv.c_in / conv.groups, conv.kernel, conv.kernel];
+        let mut weights = self.tensor(&format!("{}.weight", conv.name), &shape)?;
+        let mut bias = vec![0.0; conv.c_out];
+        if conv.bias {
+            bias = self.tensor(&format!("{}.bias", conv.name), &[conv.c_out])?;
+        }
+        if let Some(norm) = norm {
+            let (scale, shift) = self.norm(norm)?;
+            let row = weights.len() / conv.c_out;
+            for (o, (scale, shift)) in scale.into_iter().zip(shift).enumerate() {
+                bias[o] = (f64::from(bias[o]) * scale + shift) as f32;
+                for weight in &mut weights[o * row..(o + 1) * row] {
+                    *weight = (f64::from(*weight) * scale) as f32;
+                }
+            }
+        }
+        Ok(Folded { weights, bias })
+    }
+
+    fn shape(&self, value: Value) -> Shape {
+        let dims = self.graph.dims(value);
+        Shape::new(self.images, dims.channels, dims.height, dims.width)
+    }
+
+    fn place(&self, value: Value) -> Place {
+        self.layout.place(value)
+    }
+
+    /// The steps of a chain: one, or none where a concatenation's parts lie in place already.
+    fn steps(&self, chain: &Chain, planes: Planes) -> Result<Vec<Step>> {
+        let node = &self.graph.nodes()[chain.head];
+        let to = self.place(Value(chain.tail));
+        let from = |i: usize| self.place(node.inputs[i]);
+        let relu = chain.relu.is_some();
+        let step = |name: &str, work: Work, from: Vec<Place>| Step {
+            name: name.to_owned(),
+            work,
+            from,
+            to,
+            flops: 0.0,
+        };
+        Ok(match &node.op {
+            Op::Input => unreachable!("the picture is in no chain"),
+            Op::Conv(conv) => {
+                let step = self
+                    .conv(conv, chain, planes)
+                    .with_context(|| format!("layer {}", conv.name))?;
+                vec![step]
+            }
+            Op::BatchNorm { name } => {
+                let (scale, shift) = self.norm(chain.head)?;
+                let narrow = |values: Vec<f64>| -> Vec<f32> {
+                    values.into_iter().map(|value| value as f32).collect()
+                };
+                let affine = Affine::new(self.isa, &narrow(scale), &narrow(shift));
+                vec![step(name, Work::Affine { affine, relu }, vec![from(0)])]
+            }
+            op => bail!("{op:?} is not on the line yet"),
+        })
+    }
+
+    fn conv(&self, conv: &graph::Conv, chain: &Chain, planes: Planes) -> Result<Step> {
+        let head = Value(chain.head);
+        let input = self.graph.nodes()[chain.head].inputs[0];
+        let folded = self.folded(conv, chain.norm)?;
+        let whole = Geometry {
+            c_in: conv.c_in,
+            c_out: conv.c_out,
+            kernel: conv.kernel,
+            stride: conv.stride,
+            padding: conv.padding,
+            dilation: conv.dilation,
+        };
+        let relu = chain.relu.is_some();
+        let flops = whole.flops(self.shape(head)) * self.images as f64 / conv.groups as f64;
+        let named = |work: Work, from: Vec<Place>| Step {
+            name: conv.name.clone(),
+            work,
+            from,
+            to: self.place(Value(chain.tail)),
+            flops,
+        };
+        if self.graph.node(input).op == Op::Input {
+            ensure!(conv.dilation == 1 && conv.groups == 1, "a first layer has one group, undilated");
+            let stem = StemConv::new(
+                self.isa,
+                whole,
+                &folded.weights,
+                &folded.bias,
+                planes,
+                self.images,
+                (relu, chain.pool.is_some()),
+                self.threads,
+            );
+            return Ok(named(Work::Stem(stem), Vec::new()));
+        }
+        let residual = chain.sum.map(|(_, other)| self.place(other));
+        let (c_in, c_out) = (conv.c_in / conv.groups, conv.c_out / conv.groups);
+        ensure!(
+            conv.groups == 1 || c_in.is_multiple_of(LANES) && c_out.is_multiple_of(LANES),
+            "groups of {c_in} to {c_out} channels: only multiples of {LANES} are on the line"
+        );
+        let geometry = Geometry { c_in, c_out, ..whole };
+        let own = Shape { channels: c_in, ..self.shape(input) };
+        let groups = folded
+            .weights
+            .chunks(geometry.weights())
+            .zip(folded.bias.chunks(c_out))
+            .map(|(weights, bias)| {
+                Conv::new(self.isa, geometry, weights, bias, own, self.threads)
+            })
+            .collect();
+        Ok(named(Work::Conv { groups, residual, relu }, vec![self.place(input)]))
+    }
+}
