@@ -4,7 +4,8 @@
 //! `[B][⌈C/16⌉][H + 2][W + 2][16]`, with a border of one place all round that is zero and stays zero
 //! (what a 3×3 convolution pads with). Channels past C in the last block are zero too, or, behind an
 //! operation that does not keep zero, finite. A map may be a run of blocks within a wider one: that
-//! is how concatenation costs nothing.
+//! is how concatenation costs nothing. The int8 path keeps its activations in the same layout, a byte
+//! a number ([`ByteMap`]).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::UnsafeCell;
@@ -19,24 +20,40 @@ const ALIGNMENT: usize = 64;
 /// From this size on the buffer is aligned to and asked of the kernel as huge pages (2 MiB).
 const HUGE: usize = 2 << 20;
 
+/// What a buffer holds.
+///
+/// # Safety
+/// All bits zero is a value of the type, the number zero, and it needs no drop.
+pub unsafe trait Number: Copy + PartialEq + std::fmt::Debug + 'static {}
+
+// SAFETY: as the trait asks.
+unsafe impl Number for f32 {}
+// SAFETY: as above.
+unsafe impl Number for u8 {}
+// SAFETY: as above.
+unsafe impl Number for i8 {}
+
 /// Numbers that nothing but this value owns, aligned to cache lines, zero at first.
 ///
-/// Not `Sync`: views of it ([`FeatureMap`]) write without a `&mut`, so all of them stay on the
+/// Not `Sync`: views of it ([`Map`]) write without a `&mut`, so all of them stay on the
 /// thread that has the buffer, which hands pieces to a [`super::team::Team`] only inside an
 /// operation.
-pub struct Buffer {
-    start: NonNull<UnsafeCell<f32>>,
+pub struct Memory<T> {
+    start: NonNull<UnsafeCell<T>>,
     len: usize,
     layout: Layout,
 }
 
-// SAFETY: a Buffer owns its memory, like a Vec; only sharing it is not allowed.
-unsafe impl Send for Buffer {}
+pub type Buffer = Memory<f32>;
+pub type ByteBuffer = Memory<u8>;
 
-impl Buffer {
+// SAFETY: it owns its memory, like a Vec; only sharing it is not allowed.
+unsafe impl<T: Number> Send for Memory<T> {}
+
+impl<T: Number> Memory<T> {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Self {
-        let bytes = len.max(LANES) * size_of::<f32>();
+        let bytes = len.max(LANES) * size_of::<T>();
         let alignment = if bytes >= HUGE { HUGE } else { ALIGNMENT };
         let layout = Layout::from_size_align(bytes, alignment).expect("far below isize::MAX");
         // SAFETY: the layout has a size above zero.
@@ -57,7 +74,7 @@ impl Buffer {
         Self { start: start.cast(), len, layout }
     }
 
-    pub fn from_slice(values: &[f32]) -> Self {
+    pub fn from_slice(values: &[T]) -> Self {
         let mut buffer = Self::zeroed(values.len());
         buffer.as_mut_slice().copy_from_slice(values);
         buffer
@@ -76,14 +93,14 @@ impl Buffer {
         self.layout.size()
     }
 
-    pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        // SAFETY: `len` initialised f32 that only we own, borrowed mutably with us.
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: `len` initialised numbers that only we own, borrowed mutably with us.
         unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len) }
     }
 
     /// The first number. Writing through it is what [`UnsafeCell`] allows, as long as no reference to
     /// the same numbers lives.
-    pub fn as_ptr(&self) -> *mut f32 {
+    pub fn as_ptr(&self) -> *mut T {
         self.start.as_ptr().cast()
     }
 
@@ -91,13 +108,13 @@ impl Buffer {
     ///
     /// # Panics
     /// If it does not fit.
-    pub fn map(&self, shape: Shape, first_plane: usize) -> FeatureMap<'_> {
+    pub fn map(&self, shape: Shape, first_plane: usize) -> Map<'_, T> {
         self.window(shape, first_plane, shape.blocks())
     }
 
-    /// As [`Buffer::map`], but from picture to picture `stride` ≥ ⌈C/16⌉ planes further on: one part
+    /// As [`Memory::map`], but from picture to picture `stride` ≥ ⌈C/16⌉ planes further on: one part
     /// of a wider map.
-    pub fn window(&self, shape: Shape, first_plane: usize, stride: usize) -> FeatureMap<'_> {
+    pub fn window(&self, shape: Shape, first_plane: usize, stride: usize) -> Map<'_, T> {
         let blocks = shape.blocks();
         assert!(stride >= blocks && shape.images > 0, "{shape:?} in strides of {stride} planes");
         let planes = first_plane + (shape.images - 1) * stride + blocks;
@@ -108,30 +125,30 @@ impl Buffer {
         );
         // SAFETY: the last plane ends within the buffer, as just checked.
         let start = unsafe { self.as_ptr().add(first_plane * shape.plane()) };
-        FeatureMap { start, shape, stride, buffer: PhantomData }
+        Map { start, shape, stride, memory: PhantomData }
     }
 }
 
 /// Numbers that no longer change, such as packed weights: all threads may read them.
 #[derive(Debug)]
-pub struct Frozen(Buffer);
+pub struct Frozen<T = f32>(Memory<T>);
 
 // SAFETY: nothing writes to the buffer inside, and no view of it is given out that could.
-unsafe impl Sync for Frozen {}
+unsafe impl<T: Number> Sync for Frozen<T> {}
 
-impl From<Buffer> for Frozen {
-    fn from(buffer: Buffer) -> Self {
+impl<T: Number> From<Memory<T>> for Frozen<T> {
+    fn from(buffer: Memory<T>) -> Self {
         Self(buffer)
     }
 }
 
-impl Frozen {
-    pub fn as_ptr(&self) -> *const f32 {
+impl<T: Number> Frozen<T> {
+    pub fn as_ptr(&self) -> *const T {
         self.0.as_ptr().cast_const()
     }
 
-    pub fn as_slice(&self) -> &[f32] {
-        // SAFETY: `len` initialised f32 that nobody writes to.
+    pub fn as_slice(&self) -> &[T] {
+        // SAFETY: `len` initialised numbers that nobody writes to.
         unsafe { std::slice::from_raw_parts(self.as_ptr(), self.0.len()) }
     }
 
@@ -141,16 +158,16 @@ impl Frozen {
     }
 }
 
-impl Drop for Buffer {
+impl<T> Drop for Memory<T> {
     fn drop(&mut self) {
         // SAFETY: allocated with this very layout in `zeroed`, and given back once.
         unsafe { dealloc(self.start.as_ptr().cast(), self.layout) }
     }
 }
 
-impl std::fmt::Debug for Buffer {
+impl<T> std::fmt::Debug for Memory<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Buffer({} f32)", self.len)
+        write!(f, "Memory({} {})", self.len, std::any::type_name::<T>())
     }
 }
 
@@ -198,23 +215,28 @@ impl Shape {
     }
 }
 
-/// A view of a feature map in a [`Buffer`]. Copies see and write the same numbers.
+/// A view of a feature map in a [`Memory`]. Copies see and write the same numbers.
 #[derive(Clone, Copy)]
-pub struct FeatureMap<'a> {
-    start: *mut f32,
+pub struct Map<'a, T> {
+    start: *mut T,
     shape: Shape,
     /// Planes from picture to picture.
     stride: usize,
-    buffer: PhantomData<&'a Buffer>,
+    memory: PhantomData<&'a Memory<T>>,
 }
 
-impl<'a> FeatureMap<'a> {
+pub type FeatureMap<'a> = Map<'a, f32>;
+/// Activations of the int8 path: a byte q stands for scale · q, the scale being known to whoever
+/// reads it.
+pub type ByteMap<'a> = Map<'a, u8>;
+
+impl<'a, T: Number> Map<'a, T> {
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
     /// Only the channels `first`..`first + channels`; `first` must be a multiple of 16.
-    pub fn channels(&self, first: usize, channels: usize) -> FeatureMap<'a> {
+    pub fn channels(&self, first: usize, channels: usize) -> Self {
         let whole = self.shape.blocks() * LANES;
         assert!(
             first.is_multiple_of(LANES) && first + channels <= whole && channels > 0,
@@ -223,24 +245,24 @@ impl<'a> FeatureMap<'a> {
         );
         // SAFETY: that block lies within this map.
         let start = unsafe { self.start.add(first / LANES * self.shape.plane()) };
-        FeatureMap { start, shape: Shape { channels, ..self.shape }, ..*self }
+        Self { start, shape: Shape { channels, ..self.shape }, ..*self }
     }
 
     /// Only picture `image`.
-    pub fn image(&self, image: usize) -> FeatureMap<'a> {
+    pub fn image(&self, image: usize) -> Self {
         let start = self.plane(image, 0);
-        FeatureMap { start, shape: Shape { images: 1, ..self.shape }, ..*self }
+        Self { start, shape: Shape { images: 1, ..self.shape }, ..*self }
     }
 
     /// The number before which plane `block` of `image` begins: the corner of its border.
-    pub fn plane(&self, image: usize, block: usize) -> *mut f32 {
+    pub fn plane(&self, image: usize, block: usize) -> *mut T {
         assert!(image < self.shape.images && block < self.shape.blocks());
         // SAFETY: every plane of the map lies within its buffer.
         unsafe { self.start.add((image * self.stride + block) * self.shape.plane()) }
     }
 
     /// The first number of place (y, x) in plane `block` of `image`. −1 and H or W are the border.
-    pub fn place(&self, image: usize, block: usize, y: isize, x: isize) -> *mut f32 {
+    pub fn place(&self, image: usize, block: usize, y: isize, x: isize) -> *mut T {
         let (height, width) = (self.shape.height as isize, self.shape.width as isize);
         assert!((-1..=height).contains(&y) && (-1..=width).contains(&x), "({y}, {x})");
         let offset = (y + 1) as usize * self.shape.row() + (x + 1) as usize * LANES;
@@ -259,13 +281,13 @@ impl<'a> FeatureMap<'a> {
     }
 
     /// One number.
-    pub fn get(&self, image: usize, channel: usize, y: usize, x: usize) -> f32 {
+    pub fn get(&self, image: usize, channel: usize, y: usize, x: usize) -> T {
         // SAFETY: `place` checks that it lies in the map; the lane is below 16.
         unsafe { *self.place(image, channel / LANES, y as isize, x as isize).add(channel % LANES) }
     }
 
     /// Writes one number.
-    pub fn set(&self, image: usize, channel: usize, y: usize, x: usize, value: f32) {
+    pub fn set(&self, image: usize, channel: usize, y: usize, x: usize, value: T) {
         assert!(y < self.shape.height && x < self.shape.width, "the border stays zero");
         // SAFETY: as in `get`.
         unsafe {
@@ -275,14 +297,14 @@ impl<'a> FeatureMap<'a> {
     }
 
     /// Whether the two share a number.
-    pub fn overlaps(&self, other: &FeatureMap<'_>) -> bool {
+    pub fn overlaps(&self, other: &Map<'_, T>) -> bool {
         let (own, others) = (self.span(), other.span());
         let apart = own.1 <= others.0 || others.1 <= own.0;
         if apart || self.shape.plane() != other.shape.plane() || self.stride != other.stride {
             return !apart;
         }
         // Two runs of blocks in the same wider map: they share numbers where the runs meet.
-        let plane = (self.shape.plane() * size_of::<f32>()) as isize;
+        let plane = (self.shape.plane() * size_of::<T>()) as isize;
         let distance = other.start as isize - self.start as isize;
         if distance % plane != 0 {
             return true;
@@ -295,11 +317,11 @@ impl<'a> FeatureMap<'a> {
     fn span(&self) -> (usize, usize) {
         let planes = (self.shape.images - 1) * self.stride + self.shape.blocks();
         let start = self.start as usize;
-        (start, start + planes * self.shape.plane() * size_of::<f32>())
+        (start, start + planes * self.shape.plane() * size_of::<T>())
     }
 
     /// Fills the map from `values` [B, C, H, W].
-    pub fn write(&self, values: &[f32]) {
+    pub fn write(&self, values: &[T]) {
         let Shape { images, channels, height, width } = self.shape;
         assert_eq!(values.len(), images * channels * height * width, "{:?}", self.shape);
         let mut values = values.iter();
@@ -311,7 +333,7 @@ impl<'a> FeatureMap<'a> {
     }
 
     /// The numbers as [B, C, H, W].
-    pub fn read(&self) -> Vec<f32> {
+    pub fn read(&self) -> Vec<T> {
         let Shape { images, channels, height, width } = self.shape;
         let mut values = Vec::with_capacity(images * channels * height * width);
         for (b, c) in (0..images).flat_map(|b| (0..channels).map(move |c| (b, c))) {
