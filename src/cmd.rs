@@ -1,5 +1,6 @@
 //! One file a subcommand: its `Args` and `run`.
 
+pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod eval;

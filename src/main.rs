@@ -22,6 +22,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(cmd::bench::Args),
     Check(cmd::check::Args),
     Demo(cmd::demo::Args),
     Eval(cmd::eval::Args),
@@ -48,6 +49,7 @@ fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Eval(args) => return cmd::eval::run(&args),
         Command::Ledger(args) => return cmd::ledger::run(&args),
+        Command::Bench(args) => cmd::bench::run(&args),
         Command::Check(args) => cmd::check::run(&args),
         Command::Demo(args) => cmd::demo::run(&args, level),
         Command::Run(args) => cmd::run::run(&args, level),

@@ -22,6 +22,8 @@ pub mod neighbourhood;
 #[allow(unsafe_code)]
 pub mod simd;
 #[allow(unsafe_code)]
+pub mod smooth_upsample;
+#[allow(unsafe_code)]
 pub mod stem_conv;
 #[allow(unsafe_code)]
 pub mod team;

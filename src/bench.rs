@@ -1,0 +1,9 @@
+//! How fast this machine is: networks, layers, the search, the whole way of a picture, against the
+//! peak that its arithmetic units can reach. Figures are printed with the machine they were taken
+//! on; nothing is judged by them.
+
+pub mod nets;
+pub mod peak;
+pub mod samples;
+
+pub use samples::Samples;

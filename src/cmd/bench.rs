@@ -1,0 +1,218 @@
+//! `inspectd bench`: what this machine does in which time (docs/performance.md).
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use inspectd::bench::nets::Net;
+use inspectd::bench::samples::milliseconds;
+use inspectd::bench::{Samples, peak, samples};
+use inspectd::nn::plan::Plan;
+use inspectd::nn::weights::Weights;
+use inspectd::ops::simd::Isa;
+use inspectd::ops::team::{self, Team};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+use serde::Serialize;
+
+/// Time networks, layers, the search and the whole way of a picture on this machine
+#[derive(clap::Args)]
+pub struct Args {
+    /// resnet18-layer3, resnet50-layer3, compact, destseg, ntsnet, prn or mlff; again for more
+    #[arg(long, default_values_t = ["resnet18-layer3".to_owned(), "compact".to_owned()])]
+    net: Vec<String>,
+    /// Pictures at once; again for more
+    #[arg(long, default_values_t = [1])]
+    batch: Vec<usize>,
+    /// Threads of an inference; again for more
+    #[arg(long, default_values_t = [1, 2])]
+    threads: Vec<usize>,
+    /// Weights (safetensors or zip .pth); random ones where none are named
+    #[arg(long)]
+    weights: Option<PathBuf>,
+    /// How long each is repeated
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Also time each layer
+    #[arg(long)]
+    layers: bool,
+    /// Write the figures to this file as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Also write every single time to the JSON
+    #[arg(long)]
+    samples: bool,
+}
+
+/// One line of the table.
+#[derive(Serialize)]
+struct Figures {
+    net: String,
+    precision: &'static str,
+    simd: &'static str,
+    batch: usize,
+    threads: usize,
+    runs: usize,
+    min_ms: f64,
+    median_ms: f64,
+    p99_ms: f64,
+    p999_ms: f64,
+    images_per_s: f64,
+    /// Of the median, multiplications that Winograd saves counted.
+    gflops: f64,
+    peak_gflops: f64,
+    arena_mib: f64,
+    weights_mib: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    samples_ms: Option<Vec<f64>>,
+}
+
+/// Fewest runs that a figure rests on.
+const LEAST_RUNS: usize = 5;
+
+pub fn run(args: &Args) -> Result<()> {
+    ensure!(
+        args.seconds > 0.0 && args.seconds <= 3600.0,
+        "seconds = {}: must be above 0, up to 3600",
+        args.seconds
+    );
+    let nets: Vec<Net> = args.net.iter().map(|word| Net::of(word)).collect::<Result<_>>()?;
+    let isa = Isa::detect()?;
+    println!("{}, {} CPUs, {} kernels", cpu_model(), team::default_threads(), isa.word());
+    println!(
+        "{:17} {:>5} {:>7} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8}",
+        "net", "batch", "threads", "min ms", "median", "p99", "images/s", "GFLOP/s", "of peak",
+        "maps MiB", "weights"
+    );
+    let mut all = Vec::new();
+    for &threads in &args.threads {
+        let team = Arc::new(Team::new(threads, false)?);
+        let peak = peak::measure(isa, &team, now);
+        for &net in &nets {
+            for &batch in &args.batch {
+                ensure!((1..=64).contains(&batch), "batch = {batch}: must be from 1 to 64");
+                let figures = time(args, net, batch, isa, &team, peak)
+                    .with_context(|| format!("net {}", net.word()))?;
+                all.push(figures);
+            }
+        }
+    }
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&all)? + "\n";
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn time(
+    args: &Args,
+    net: Net,
+    batch: usize,
+    isa: Isa,
+    team: &Arc<Team>,
+    peak: f64,
+) -> Result<Figures> {
+    let graph = net.graph()?;
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let weights = match &args.weights {
+        Some(path) => Weights::open(path)?,
+        None => graph.random_weights(&mut rng)?,
+    };
+    let mut plan = Plan::new(&graph, &weights, batch, isa, team.clone())?;
+    drop(weights);
+    let planes = plan.planes();
+    let pixels: Vec<f32> = (0..batch * 3 * planes.height * planes.width)
+        .map(|_| rng.random_range(-2.0..2.0))
+        .collect();
+    planes.write(&pixels, plan.pixels());
+
+    let samples = samples::repeat(args.seconds, LEAST_RUNS, now, || plan.run());
+    let figures = Figures {
+        net: net.word().to_owned(),
+        precision: "f32",
+        simd: isa.word(),
+        batch,
+        threads: team.threads(),
+        runs: samples.runs(),
+        min_ms: milliseconds(samples.min()),
+        median_ms: milliseconds(samples.median()),
+        p99_ms: milliseconds(samples.quantile(0.99)),
+        p999_ms: milliseconds(samples.quantile(0.999)),
+        images_per_s: batch as f64 / samples.median().as_secs_f64(),
+        gflops: plan.flops() / samples.median().as_secs_f64() / 1e9,
+        peak_gflops: peak / 1e9,
+        arena_mib: mib(plan.arena_bytes()),
+        weights_mib: mib(plan.weight_bytes()),
+        samples_ms: args.samples.then(|| samples.milliseconds()),
+    };
+    println!(
+        "{:17} {:>5} {:>7} {:>9.3} {:>9.3} {:>9.3} {:>9.1} {:>8.0} {:>7.0}% {:>9.1} {:>8.1}",
+        figures.net,
+        batch,
+        figures.threads,
+        figures.min_ms,
+        figures.median_ms,
+        figures.p99_ms,
+        figures.images_per_s,
+        figures.gflops,
+        100.0 * figures.gflops / figures.peak_gflops,
+        figures.arena_mib,
+        figures.weights_mib
+    );
+    if args.layers {
+        layers(args, &mut plan, peak);
+    }
+    Ok(figures)
+}
+
+/// Each layer's fastest time of many runs.
+fn layers(args: &Args, plan: &mut Plan, peak: f64) {
+    let layers = plan.layers();
+    let mut times: Vec<Vec<Duration>> = vec![Vec::new(); layers.len()];
+    let begun = now();
+    while (now() - begun).as_secs_f64() < args.seconds || times[0].len() < LEAST_RUNS {
+        let mut last = now();
+        plan.run_steps(|step| {
+            let done = now();
+            times[step].push(done - last);
+            last = done;
+        });
+    }
+    println!(
+        "  {:38} {:9} {:>18} {:>9} {:>9} {:>8} {:>8}",
+        "layer", "kernel", "makes", "min ms", "median", "GFLOP/s", "of peak"
+    );
+    for (layer, times) in layers.iter().zip(times) {
+        let samples = Samples::new(times);
+        let rate = layer.flops / samples.min().as_secs_f64();
+        let shape = layer.shape;
+        println!(
+            "  {:38} {:9} {:>18} {:>9.4} {:>9.4} {:>8.0} {:>7.0}%",
+            layer.name,
+            layer.kernel,
+            format!("{}×{}×{}", shape.channels, shape.height, shape.width),
+            milliseconds(samples.min()),
+            milliseconds(samples.median()),
+            rate / 1e9,
+            100.0 * rate / peak
+        );
+    }
+}
+
+/// What the machine calls its processor.
+fn cpu_model() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.to_owned())
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
