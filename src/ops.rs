@@ -5,7 +5,12 @@
 //! why it holds, and what it relies on (shapes, lengths, who writes where) is checked where the room
 //! is entered, once for an operation.
 
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod checks;
 pub mod coreset;
+#[allow(unsafe_code)]
+pub mod elementwise;
 #[allow(unsafe_code)]
 pub mod feature_map;
 pub mod gaussian;
@@ -13,6 +18,10 @@ pub mod interpolate;
 pub mod nearest_prototype;
 pub mod neighbourhood;
 #[allow(unsafe_code)]
+pub mod pooling;
+mod rows;
+#[allow(unsafe_code)]
 pub mod simd;
+pub mod simd_math;
 #[allow(unsafe_code)]
 pub mod team;
