@@ -10,6 +10,10 @@
 mod checks;
 pub mod coreset;
 #[allow(unsafe_code)]
+pub mod cosine_map;
+#[allow(unsafe_code)]
+pub mod depthwise;
+#[allow(unsafe_code)]
 pub mod elementwise;
 #[allow(unsafe_code)]
 pub mod feature_map;
@@ -18,6 +22,10 @@ pub mod interpolate;
 pub mod nearest_prototype;
 pub mod neighbourhood;
 #[allow(unsafe_code)]
+pub mod patch_features;
+#[allow(unsafe_code)]
+pub mod pixels;
+#[allow(unsafe_code)]
 pub mod pooling;
 mod rows;
 #[allow(unsafe_code)]
@@ -25,3 +33,5 @@ pub mod simd;
 pub mod simd_math;
 #[allow(unsafe_code)]
 pub mod team;
+#[allow(unsafe_code)]
+pub mod upsample;
