@@ -7,10 +7,19 @@
 
 #[allow(unsafe_code)]
 pub mod affine;
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod checks;
 pub mod conv;
 pub mod coreset;
 #[allow(unsafe_code)]
+pub mod cosine_map;
+#[allow(unsafe_code)]
+pub mod depthwise;
+#[allow(unsafe_code)]
 pub mod direct_conv;
+#[allow(unsafe_code)]
+pub mod elementwise;
 #[allow(unsafe_code)]
 pub mod feature_map;
 pub mod gaussian;
@@ -20,12 +29,21 @@ pub mod interpolate;
 pub mod nearest_prototype;
 pub mod neighbourhood;
 #[allow(unsafe_code)]
+pub mod patch_features;
+#[allow(unsafe_code)]
+pub mod pixels;
+#[allow(unsafe_code)]
+pub mod pooling;
+mod rows;
+#[allow(unsafe_code)]
 pub mod simd;
+pub mod simd_math;
 #[allow(unsafe_code)]
 pub mod smooth_upsample;
 #[allow(unsafe_code)]
 pub mod stem_conv;
 #[allow(unsafe_code)]
 pub mod team;
+pub mod upsample;
 #[allow(unsafe_code)]
 pub mod winograd;

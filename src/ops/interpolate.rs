@@ -52,13 +52,15 @@ pub fn bilinear_planes(
 }
 
 /// Two neighbours and the weight of the higher one.
-struct Tap {
-    low: usize,
-    high: usize,
-    weight: f32,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tap {
+    pub low: usize,
+    pub high: usize,
+    pub weight: f32,
 }
 
-fn taps(from: usize, to: usize, align: Align) -> Vec<Tap> {
+/// For each of `to` places. `from` and `to` are above 0.
+pub(super) fn taps(from: usize, to: usize, align: Align) -> Vec<Tap> {
     let last = from - 1;
     let tap = |i: usize| {
         let at = match align {

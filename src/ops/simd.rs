@@ -157,6 +157,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Sum of the lanes, in a fixed tree: 8 apart, 4 apart, 2 apart, 1 apart.
     fn sum(self, a: Self::F) -> f32;
 
+    /// 2ᵃ for whole a from −126 to 127; others give some number or NaN.
+    fn pow2(self, a: Self::F) -> Self::F;
+    fn from_u8(self, xs: [u8; LANES]) -> Self::F;
+    /// Whole numbers from 0 to 255 as bytes; others give some byte.
+    fn to_u8(self, xs: Self::F) -> [u8; LANES];
+
     /// # Safety
     /// 16 readable f32 at `from`; no alignment needed.
     unsafe fn load(self, from: *const f32) -> Self::F;
@@ -279,6 +285,18 @@ impl Simd for Portable {
             apart /= 2;
         }
         a[0]
+    }
+    #[inline(always)]
+    fn pow2(self, a: Self::F) -> Self::F {
+        a.map(|a| f32::from_bits(((a as i32).wrapping_add(127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn from_u8(self, xs: [u8; LANES]) -> Self::F {
+        xs.map(f32::from)
+    }
+    #[inline(always)]
+    fn to_u8(self, xs: Self::F) -> [u8; LANES] {
+        xs.map(|x| x as u8)
     }
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> Self::F {
@@ -430,6 +448,39 @@ mod x86 {
             unsafe { sum_8(_mm256_add_ps(a[0], a[1])) }
         }
         #[inline(always)]
+        fn pow2(self, a: Self::F) -> Self::F {
+            // SAFETY: as in `halves`.
+            let half = |i: usize| unsafe {
+                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(a[i]), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+            };
+            [half(0), half(1)]
+        }
+        #[inline(always)]
+        fn from_u8(self, xs: [u8; LANES]) -> Self::F {
+            // SAFETY: as in `halves`; 16 bytes are readable at the array.
+            unsafe {
+                let bytes = _mm_loadu_si128(xs.as_ptr().cast());
+                let half = |bytes| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+                [half(bytes), half(_mm_srli_si128::<8>(bytes))]
+            }
+        }
+        #[inline(always)]
+        fn to_u8(self, xs: Self::F) -> [u8; LANES] {
+            let mut out = [0; LANES];
+            // SAFETY: as in `halves`; 16 bytes are writable at the array.
+            unsafe {
+                let [low, high] = [_mm256_cvttps_epi32(xs[0]), _mm256_cvttps_epi32(xs[1])];
+                // The halves of both registers stand crosswise after the packing.
+                let words =
+                    _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+                let (low, high) =
+                    (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+                _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_packus_epi16(low, high));
+            }
+            out
+        }
+        #[inline(always)]
         unsafe fn load(self, from: *const f32) -> Self::F {
             // SAFETY: as the caller promises.
             unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
@@ -540,6 +591,25 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn pow2(self, a: Self::F) -> Self::F {
+            whole!(_mm512_scalef_ps(_mm512_set1_ps(1.0), a))
+        }
+        #[inline(always)]
+        fn from_u8(self, xs: [u8; LANES]) -> Self::F {
+            // SAFETY: as in `whole`; 16 bytes are readable at the array.
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(xs.as_ptr().cast()))) }
+        }
+        #[inline(always)]
+        fn to_u8(self, xs: Self::F) -> [u8; LANES] {
+            let mut out = [0; LANES];
+            // SAFETY: as in `whole`; 16 bytes are writable at the array.
+            unsafe {
+                let bytes = _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(xs));
+                _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+            }
+            out
+        }
+        #[inline(always)]
         unsafe fn load(self, from: *const f32) -> Self::F {
             // SAFETY: as the caller promises.
             unsafe { _mm512_loadu_ps(from) }
@@ -608,6 +678,34 @@ mod tests {
                     // A product and a sum are rounded once or twice.
                     let close = (got - want).abs() <= 4e-6 || got.is_nan() && want.is_nan();
                     assert!(close, "{} op {op}: {got} {want}", isa.word());
+                }
+            }
+        }
+    }
+
+    /// Bytes there and back, and powers of two.
+    struct Bytes([u8; LANES]);
+
+    impl Kernel for Bytes {
+        type Output = ([f32; LANES], [u8; LANES], [f32; LANES]);
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let xs = s.from_u8(self.0);
+            let powers = s.pow2(s.sub(xs, s.splat(126.0)));
+            (s.to_array(xs), s.to_u8(xs), s.to_array(powers))
+        }
+    }
+
+    #[test]
+    fn bytes_and_powers_of_two_are_exact() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
+            for from in (0..=255).step_by(LANES) {
+                let bytes: [u8; LANES] = std::array::from_fn(|i| (from + i) as u8);
+                let (numbers, back, powers) = isa.run(Bytes(bytes));
+                assert_eq!((numbers, back), (bytes.map(f32::from), bytes), "{}", isa.word());
+                for (power, byte) in powers.iter().zip(bytes).filter(|(_, byte)| *byte < 254) {
+                    assert_eq!(*power, 2f32.powi(i32::from(byte) - 126), "{}", isa.word());
                 }
             }
         }

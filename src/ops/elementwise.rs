@@ -1,0 +1,249 @@
+//! Place by place: sums, products and activations of feature maps of equal shape.
+//!
+//! The result may be written over an argument. Channels past C stay zero, but for [`sigmoid`], which
+//! leaves ½ there.
+
+use super::feature_map::{FeatureMap, Shared};
+use super::rows::{Rows, helping};
+use super::simd::{Isa, Kernel, LANES, Simd};
+use super::simd_math;
+use super::team::Team;
+
+/// `to` = a + b.
+///
+/// # Panics
+/// As all of this room: if the shapes differ, or `to` shares only a part with an argument.
+pub fn add(team: &Team, isa: Isa, a: FeatureMap<'_>, b: FeatureMap<'_>, to: FeatureMap<'_>) {
+    each(team, isa, Add, [a, b], to);
+}
+
+/// `to` = max(a + b, 0).
+pub fn add_relu(team: &Team, isa: Isa, a: FeatureMap<'_>, b: FeatureMap<'_>, to: FeatureMap<'_>) {
+    each(team, isa, AddRelu, [a, b], to);
+}
+
+/// `to` = a · b.
+pub fn mul(team: &Team, isa: Isa, a: FeatureMap<'_>, b: FeatureMap<'_>, to: FeatureMap<'_>) {
+    each(team, isa, Mul, [a, b], to);
+}
+
+/// `to` = max(x, 0).
+pub fn relu(team: &Team, isa: Isa, x: FeatureMap<'_>, to: FeatureMap<'_>) {
+    each(team, isa, Relu, [x, x], to);
+}
+
+/// `to` = x, or `slope` · x where x is negative.
+pub fn leaky_relu(team: &Team, isa: Isa, slope: f32, x: FeatureMap<'_>, to: FeatureMap<'_>) {
+    each(team, isa, LeakyRelu(slope), [x, x], to);
+}
+
+/// `to` = 1/(1 + e⁻ˣ).
+pub fn sigmoid(team: &Team, isa: Isa, x: FeatureMap<'_>, to: FeatureMap<'_>) {
+    each(team, isa, Sigmoid, [x, x], to);
+}
+
+/// `to` = x: for a concatenation whose parts could not be made where it stands.
+pub fn copy(team: &Team, isa: Isa, x: FeatureMap<'_>, to: FeatureMap<'_>) {
+    each(team, isa, Copied, [x, x], to);
+}
+
+/// What becomes of 16 numbers of two maps; operations on one map get it twice.
+trait Lanewise: Copy + Sync {
+    fn apply<S: Simd>(self, s: S, a: S::F, b: S::F) -> S::F;
+}
+
+macro_rules! lanewise {
+    ($name:ident, |$own:ident, $s:ident, $a:ident, $b:ident| $value:expr) => {
+        impl Lanewise for $name {
+            #[inline(always)]
+            fn apply<S: Simd>($own, $s: S, $a: S::F, $b: S::F) -> S::F {
+                $value
+            }
+        }
+    };
+}
+
+#[derive(Clone, Copy)]
+struct Add;
+lanewise!(Add, |self, s, a, b| s.add(a, b));
+
+#[derive(Clone, Copy)]
+struct AddRelu;
+lanewise!(AddRelu, |self, s, a, b| s.max(s.zero(), s.add(a, b)));
+
+#[derive(Clone, Copy)]
+struct Mul;
+lanewise!(Mul, |self, s, a, b| s.mul(a, b));
+
+#[derive(Clone, Copy)]
+struct Relu;
+lanewise!(Relu, |self, s, a, _b| s.max(s.zero(), a));
+
+#[derive(Clone, Copy)]
+struct LeakyRelu(f32);
+lanewise!(LeakyRelu, |self, s, a, _b| {
+    s.select(s.lt(a, s.zero()), s.mul(a, s.splat(self.0)), a)
+});
+
+#[derive(Clone, Copy)]
+struct Sigmoid;
+lanewise!(Sigmoid, |self, s, a, _b| simd_math::sigmoid(s, a));
+
+#[derive(Clone, Copy)]
+struct Copied;
+lanewise!(Copied, |self, _s, a, _b| a);
+
+fn each(team: &Team, isa: Isa, op: impl Lanewise, from: [FeatureMap<'_>; 2], to: FeatureMap<'_>) {
+    for x in from {
+        assert_eq!(x.shape(), to.shape(), "operation place by place");
+        // The same map is read before it is written, number by number.
+        let same = x.plane(0, 0) == to.plane(0, 0) && x.stride() == to.stride();
+        assert!(same || !x.overlaps(&to), "the result shares a part with an argument");
+    }
+    let rows = Rows::of(to.shape());
+    let len = to.shape().width * LANES;
+    let maps = Shared((from, to));
+    team.chunks(rows.count(), helping(team, rows.count(), len), |_, first, end| {
+        let (from, to) = maps.get();
+        isa.run(EachRow { op, from, to, rows, first, end });
+    });
+}
+
+struct EachRow<'a, O> {
+    op: O,
+    from: [FeatureMap<'a>; 2],
+    to: FeatureMap<'a>,
+    rows: Rows,
+    first: usize,
+    end: usize,
+}
+
+impl<O: Lanewise> Kernel for EachRow<'_, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let len = self.to.shape().width * LANES;
+        for row in self.first..self.end {
+            let (image, block, y) = self.rows.at(row);
+            let place = |map: &FeatureMap<'_>| map.place(image, block, y as isize, 0);
+            let (a, b, to) = (place(&self.from[0]), place(&self.from[1]), place(&self.to));
+            for i in (0..len).step_by(LANES) {
+                // SAFETY: a row has W places of 16 from its place 0 on, in each of the maps, which
+                // have one shape; no other thread has this row of the result.
+                unsafe {
+                    let value = self.op.apply(s, s.load(a.add(i)), s.load(b.add(i)));
+                    s.store(to.add(i), value);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::checks::{assert_holds, everywhere, filled, used};
+    use super::super::feature_map::{Buffer, Shape};
+    use super::*;
+
+    type Unary = fn(&Team, Isa, FeatureMap<'_>, FeatureMap<'_>);
+    type Binary = fn(&Team, Isa, FeatureMap<'_>, FeatureMap<'_>, FeatureMap<'_>);
+
+    const SHAPES: [(usize, usize, usize, usize); 3] = [(1, 16, 4, 4), (3, 21, 5, 7), (2, 40, 1, 1)];
+
+    fn shapes() -> impl Iterator<Item = Shape> {
+        SHAPES.into_iter().map(|(b, c, h, w)| Shape::new(b, c, h, w))
+    }
+
+    #[test]
+    fn two_maps_equal_their_scalar_twins() {
+        let cases: [(&str, Binary, fn(f32, f32) -> f32); 3] = [
+            ("add", add, |a, b| a + b),
+            ("add_relu", add_relu, |a, b| (a + b).max(0.0)),
+            ("mul", mul, |a, b| a * b),
+        ];
+        for shape in shapes() {
+            let ((a, a_values), (b, b_values)) = (filled(shape, 1), filled(shape, 2));
+            for (name, op, plain) in cases {
+                let want: Vec<f32> =
+                    a_values.iter().zip(&b_values).map(|(a, b)| plain(*a, *b)).collect();
+                everywhere(|team, isa| {
+                    let out = used(shape);
+                    op(team, isa, a.map(shape, 0), b.map(shape, 0), out.map(shape, 0));
+                    // One operation, rounded as the scalar is.
+                    assert_holds(out.map(shape, 0), &want, (0.0, 0.0), name);
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn one_map_equals_its_scalar_twin() {
+        let cases: [(&str, Unary, fn(f32) -> f32); 3] = [
+            ("relu", relu, |x| x.max(0.0)),
+            (
+                "leaky_relu",
+                |team, isa, x, to| leaky_relu(team, isa, 0.2, x, to),
+                |x| if x < 0.0 { 0.2 * x } else { x },
+            ),
+            ("copy", copy, |x| x),
+        ];
+        for shape in shapes() {
+            let (x, values) = filled(shape, 3);
+            for (name, op, plain) in cases {
+                let want: Vec<f32> = values.iter().map(|x| plain(*x)).collect();
+                everywhere(|team, isa| {
+                    let out = used(shape);
+                    op(team, isa, x.map(shape, 0), out.map(shape, 0));
+                    assert_holds(out.map(shape, 0), &want, (0.0, 0.0), name);
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn sigmoid_equals_its_scalar_twin() {
+        let shape = Shape::new(2, 32, 3, 5);
+        let (x, values) = filled(shape, 4);
+        let want: Vec<f32> = values.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect();
+        everywhere(|team, isa| {
+            let out = used(shape);
+            sigmoid(team, isa, x.map(shape, 0), out.map(shape, 0));
+            let got = out.map(shape, 0).read();
+            for (got, want) in got.iter().zip(&want) {
+                // The exponential is good to 3 · 10⁻⁷, the library's to half of a last place.
+                assert!((got - want).abs() <= 5e-7 * want, "{got} {want}");
+            }
+        });
+    }
+
+    #[test]
+    fn nan_passes_and_the_result_may_replace_an_argument() {
+        let shape = Shape::new(1, 16, 2, 3);
+        everywhere(|team, isa| {
+            let ops: [Unary; 4] = [
+                relu,
+                sigmoid,
+                |team, isa, x, to| leaky_relu(team, isa, 0.1, x, to),
+                |team, isa, x, to| add_relu(team, isa, x, x, to),
+            ];
+            for op in ops {
+                let buffer = Buffer::zeroed(shape.len());
+                let map = buffer.map(shape, 0);
+                map.set(0, 3, 1, 2, f32::NAN);
+                op(team, isa, map, map);
+                let nans = map.read().iter().filter(|x| x.is_nan()).count();
+                assert!(map.get(0, 3, 1, 2).is_nan() && nans == 1);
+            }
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "shares a part")]
+    fn a_part_shared_is_refused() {
+        let whole = Shape::new(1, 48, 2, 2);
+        let buffer = Buffer::zeroed(whole.len());
+        let map = buffer.map(whole, 0);
+        relu(&Team::alone(), Isa::Portable, map.channels(0, 32), map.channels(16, 32));
+    }
+}
