@@ -13,6 +13,14 @@ pub mod interpolate;
 pub mod nearest_prototype;
 pub mod neighbourhood;
 #[allow(unsafe_code)]
+pub mod patch_attention;
+#[allow(unsafe_code)]
+pub mod prototype_residual;
+#[allow(unsafe_code)]
 pub mod simd;
 #[allow(unsafe_code)]
 pub mod team;
+#[allow(unsafe_code)]
+pub mod texture;
+#[allow(unsafe_code)]
+pub mod window_attention;
