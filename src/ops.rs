@@ -28,12 +28,15 @@ mod gemm;
 pub mod interpolate;
 pub mod nearest_prototype;
 pub mod neighbourhood;
+pub mod patch_attention;
 #[allow(unsafe_code)]
 pub mod patch_features;
 #[allow(unsafe_code)]
 pub mod pixels;
 #[allow(unsafe_code)]
 pub mod pooling;
+#[allow(unsafe_code)]
+pub mod prototype_residual;
 mod rows;
 #[allow(unsafe_code)]
 pub mod simd;
@@ -44,6 +47,11 @@ pub mod smooth_upsample;
 pub mod stem_conv;
 #[allow(unsafe_code)]
 pub mod team;
+#[allow(unsafe_code)]
+pub mod texture;
+#[allow(unsafe_code)]
 pub mod upsample;
+#[allow(unsafe_code)]
+pub mod window_attention;
 #[allow(unsafe_code)]
 pub mod winograd;
