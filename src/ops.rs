@@ -28,6 +28,7 @@ mod gemm;
 pub mod interpolate;
 pub mod nearest_prototype;
 pub mod neighbourhood;
+#[allow(unsafe_code)]
 pub mod patch_attention;
 #[allow(unsafe_code)]
 pub mod patch_features;

@@ -13,8 +13,9 @@ use inspectd::nn::plan::Plan;
 use inspectd::nn::weights::Weights;
 use inspectd::ops::simd::Isa;
 use inspectd::ops::team::{self, Team};
-use rand::rngs::ChaCha8Rng;
+
 use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 /// Time networks, layers, the search and the whole way of a picture on this machine

@@ -27,9 +27,10 @@ pub struct Planes {
 }
 
 impl Planes {
-    /// Numbers from a row to the next: the width with its border, in whole lanes.
+    /// Numbers from a row to the next: the width with its border, and 16 more, so that lanes loaded
+    /// from the last place stay in the buffer.
     pub fn row(&self) -> usize {
-        (self.width + 2 * self.pad).div_ceil(LANES) * LANES
+        self.width + 2 * self.pad + LANES
     }
 
     /// Numbers of one plane.

@@ -10,15 +10,19 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::memory::{Layout, Life, Place, parts};
-use super::{Plan, Step, Work};
-use crate::nn::graph::{self, Graph, Op, Value};
+use super::{Elementwise, Plan, Step, Work};
+use crate::nn::graph::{self, Graph, Op, Resample, Value};
 use crate::nn::weights::Weights;
 use crate::ops::affine::Affine;
 use crate::ops::conv::{Conv, Geometry};
+use crate::ops::depthwise::{Depthwise, Window};
 use crate::ops::feature_map::{Buffer, Shape};
+use crate::ops::prototype_residual::Prototypes;
 use crate::ops::simd::{Isa, LANES};
 use crate::ops::stem_conv::{Planes, StemConv};
 use crate::ops::team::Team;
+use crate::ops::upsample::Upsample;
+use crate::ops::window_attention::logit_source;
 
 /// Added to the variance before its root is taken; PyTorch's value for every network here.
 pub const BN_EPS: f64 = 1e-5;
@@ -33,15 +37,20 @@ pub(super) fn compile(
     let chains = fuse(graph);
     let within = parts(graph);
     let lives = lives(graph, &chains);
-    let layout = Layout::new(graph, &within, &lives, images);
+    let logits = window_logits(graph)?;
+    let channels: Vec<usize> = (0..graph.nodes().len())
+        .map(|i| logits[i].as_ref().map_or(graph.nodes()[i].dims.channels, Vec::len))
+        .collect();
+    let layout = Layout::new(graph, &channels, &within, &lives, images);
+    let threads = team.threads();
     let compiler =
-        Compiler { graph, weights, images, isa, threads: team.threads(), layout: &layout };
+        Compiler { graph, weights, images, isa, threads, layout: &layout, logits: &logits };
     let planes = compiler.planes()?;
     let mut steps = Vec::with_capacity(chains.len());
     for chain in &chains {
         steps.extend(compiler.steps(chain, planes)?);
     }
-    let scratch = steps.iter().map(|step| step.work.scratch_len()).max().unwrap_or(0);
+    let scratch = steps.iter().map(Step::scratch_len).max().unwrap_or(0);
     Ok(Plan {
         isa,
         team,
@@ -53,6 +62,22 @@ pub(super) fn compile(
         steps,
         outputs: graph.outputs().iter().map(|&output| layout.place(output)).collect(),
     })
+}
+
+/// For each convolution that makes the logits of a window attention, which of its channels the line
+/// keeps where ([`logit_source`]).
+fn window_logits(graph: &Graph) -> Result<Vec<Option<Vec<usize>>>> {
+    let mut logits = vec![None; graph.nodes().len()];
+    for node in graph.nodes().iter().filter(|node| node.op == Op::WindowAttention) {
+        let from = node.inputs[0];
+        let readers = graph.nodes().iter().filter(|reader| reader.inputs.contains(&from)).count();
+        ensure!(
+            matches!(graph.node(from).op, Op::Conv(_)) && readers == 1,
+            "window attention whose logits are not a convolution's, for it alone, is not on the line"
+        );
+        logits[from.index()] = Some(logit_source(graph.dims(from).channels / 9));
+    }
+    Ok(logits)
 }
 
 /// The nodes of one step.
@@ -161,12 +186,25 @@ struct Compiler<'a> {
     isa: Isa,
     threads: usize,
     layout: &'a Layout,
+    logits: &'a [Option<Vec<usize>>],
 }
 
 /// The numbers of a convolution, batch norm folded in.
 struct Folded {
     weights: Vec<f32>,
     bias: Vec<f32>,
+}
+
+impl Folded {
+    /// The output channels of these indices.
+    fn channels(&self, sources: &[usize]) -> Self {
+        let row = self.weights.len() / self.bias.len();
+        let weights = sources.iter().flat_map(|&o| &self.weights[o * row..(o + 1) * row]);
+        Self {
+            weights: weights.copied().collect(),
+            bias: sources.iter().map(|&o| self.bias[o]).collect(),
+        }
+    }
 }
 
 impl Compiler<'_> {
@@ -247,46 +285,97 @@ impl Compiler<'_> {
         self.layout.place(value)
     }
 
-    /// The steps of a chain: one, or none where a concatenation's parts lie in place already.
+    /// The steps of a chain: one, but for a concatenation, whose parts lie in place already or have
+    /// to be copied.
     fn steps(&self, chain: &Chain, planes: Planes) -> Result<Vec<Step>> {
         let node = &self.graph.nodes()[chain.head];
-        let to = self.place(Value(chain.tail));
-        let from = |i: usize| self.place(node.inputs[i]);
         let relu = chain.relu.is_some();
-        let step = |name: &str, work: Work, from: Vec<Place>| Step {
-            name: name.to_owned(),
-            work,
-            from,
-            to,
-            flops: 0.0,
-        };
-        Ok(match &node.op {
+        let work = match &node.op {
             Op::Input => unreachable!("the picture is in no chain"),
             Op::Conv(conv) => {
                 let step = self
                     .conv(conv, chain, planes)
                     .with_context(|| format!("layer {}", conv.name))?;
-                vec![step]
+                return Ok(vec![step]);
             }
-            Op::BatchNorm { name } => {
+            Op::Concat => return Ok(self.copies(Value(chain.head))),
+            Op::BatchNorm { .. } => {
                 let (scale, shift) = self.norm(chain.head)?;
                 let narrow = |values: Vec<f64>| -> Vec<f32> {
                     values.into_iter().map(|value| value as f32).collect()
                 };
                 let affine = Affine::new(self.isa, &narrow(scale), &narrow(shift));
-                vec![step(name, Work::Affine { affine, relu }, vec![from(0)])]
+                Work::Affine { affine, relu }
             }
-            op => bail!("{op:?} is not on the line yet"),
-        })
+            Op::Add if relu => Work::Elementwise(Elementwise::AddRelu),
+            Op::Add => Work::Elementwise(Elementwise::Add),
+            Op::Mul => Work::Elementwise(Elementwise::Mul),
+            Op::Relu => Work::Elementwise(Elementwise::Relu),
+            Op::LeakyRelu { slope } => Work::Elementwise(Elementwise::LeakyRelu(*slope)),
+            Op::Sigmoid => Work::Elementwise(Elementwise::Sigmoid),
+            Op::MaxPool => Work::MaxPool,
+            Op::AveragePool { kernel } => Work::AveragePool { kernel: *kernel },
+            Op::RegionMean { regions } => Work::RegionMean { regions: *regions },
+            Op::Upsample(rule) => {
+                let size = |dims: graph::Dims| (dims.height, dims.width);
+                let (from, to) = (size(self.graph.dims(node.inputs[0])), size(node.dims));
+                Work::Upsample(match rule {
+                    Resample::Nearest => Upsample::nearest(from, to),
+                    Resample::Bilinear(align) => Upsample::bilinear(from, to, *align),
+                })
+            }
+            Op::CosineProduct => Work::CosineProduct,
+            Op::CosineDistance => Work::CosineDistance,
+            Op::PrototypeResidual { name, prototypes } => {
+                let graph::Dims { channels, height, width } = node.dims;
+                let values = self.tensor(name, &[*prototypes, channels, height, width])?;
+                let shape = (channels, height, width);
+                Work::PrototypeResidual(Prototypes::new(&values, *prototypes, shape))
+            }
+            Op::PatchAttention { patch } => Work::PatchAttention { patch: *patch },
+            Op::WindowAttention => Work::WindowAttention,
+            Op::CosineToMean => Work::CosineToMean,
+            Op::LevelCounts { rule, .. } => Work::LevelCounts { rule: *rule },
+            Op::CoOccurrence { rule, .. } => Work::CoOccurrence { rule: *rule },
+            Op::RepeatRegions { .. } => Work::RepeatRegions,
+            Op::MeanRegions => Work::MeanRegions,
+            Op::LevelAttention => Work::LevelAttention,
+            Op::SpreadLevels { rule } => Work::SpreadLevels { rule: *rule },
+        };
+        let from = node.inputs.iter().map(|&input| self.place(input)).collect();
+        let name = match &node.op {
+            Op::BatchNorm { name } | Op::PrototypeResidual { name, .. } => name.clone(),
+            _ => String::new(),
+        };
+        Ok(vec![Step { name, work, from, to: self.place(Value(chain.tail)), flops: 0.0 }])
+    }
+
+    /// What of a concatenation does not lie in its place.
+    fn copies(&self, whole: Value) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let (mut channel, place) = (0, self.place(whole));
+        for &part in &self.graph.node(whole).inputs {
+            let channels = self.graph.dims(part).channels;
+            let (from, to) = (self.place(part), place.channels(channel, channels));
+            if from != to {
+                let (name, work) = (String::new(), Work::Elementwise(Elementwise::Copy));
+                steps.push(Step { name, work, from: vec![from], to, flops: 0.0 });
+            }
+            channel += channels;
+        }
+        steps
     }
 
     fn conv(&self, conv: &graph::Conv, chain: &Chain, planes: Planes) -> Result<Step> {
         let head = Value(chain.head);
         let input = self.graph.nodes()[chain.head].inputs[0];
-        let folded = self.folded(conv, chain.norm)?;
+        let mut folded = self.folded(conv, chain.norm)?;
+        if let Some(sources) = &self.logits[chain.head] {
+            folded = folded.channels(sources);
+        }
         let whole = Geometry {
             c_in: conv.c_in,
-            c_out: conv.c_out,
+            c_out: folded.bias.len(),
             kernel: conv.kernel,
             stride: conv.stride,
             padding: conv.padding,
@@ -315,8 +404,19 @@ impl Compiler<'_> {
             );
             return Ok(named(Work::Stem(stem), Vec::new()));
         }
+        let places = vec![self.place(input)];
+        if conv.groups > 1 && conv.groups == conv.c_in && conv.c_in == whole.c_out {
+            ensure!(
+                !relu && chain.sum.is_none() && conv.dilation == 1,
+                "a depthwise convolution with ReLU, sum or dilation is not on the line"
+            );
+            let Geometry { kernel, stride, padding, .. } = whole;
+            let window = Window { kernel, stride, padding };
+            let depthwise = Depthwise::new(&folded.weights, &folded.bias, window);
+            return Ok(named(Work::Depthwise(depthwise), places));
+        }
         let residual = chain.sum.map(|(_, other)| self.place(other));
-        let (c_in, c_out) = (conv.c_in / conv.groups, conv.c_out / conv.groups);
+        let (c_in, c_out) = (conv.c_in / conv.groups, whole.c_out / conv.groups);
         ensure!(
             conv.groups == 1 || c_in.is_multiple_of(LANES) && c_out.is_multiple_of(LANES),
             "groups of {c_in} to {c_out} channels: only multiples of {LANES} are on the line"
@@ -331,6 +431,6 @@ impl Compiler<'_> {
                 Conv::new(self.isa, geometry, weights, bias, own, self.threads)
             })
             .collect();
-        Ok(named(Work::Conv { groups, residual, relu }, vec![self.place(input)]))
+        Ok(named(Work::Conv { groups, residual, relu }, places))
     }
 }

@@ -22,6 +22,13 @@ impl Place {
     pub fn map<'a>(&self, buffers: &'a [Buffer]) -> FeatureMap<'a> {
         buffers[self.buffer].window(self.shape, self.first, self.stride)
     }
+
+    /// Only the channels `first`..`first + channels`; `first` must be a multiple of 16.
+    pub fn channels(&self, first: usize, channels: usize) -> Self {
+        assert!(first.is_multiple_of(LANES), "channels from {first} on");
+        let shape = Shape { channels, ..self.shape };
+        Self { first: self.first + first / LANES, shape, ..*self }
+    }
 }
 
 /// When a value is made and read, counted in steps.
@@ -79,7 +86,14 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub fn new(graph: &Graph, within: &[Option<Within>], lives: &[Life], images: usize) -> Self {
+    /// `channels`: of each value as the line keeps it.
+    pub fn new(
+        graph: &Graph,
+        channels: &[usize],
+        within: &[Option<Within>],
+        lives: &[Life],
+        images: usize,
+    ) -> Self {
         // A root lives from the first of its parts to the last.
         let mut roots: Vec<Life> = Vec::new();
         for life in lives {
@@ -95,7 +109,7 @@ impl Layout {
         roots.sort_by_key(|life| life.made);
         let shape = |value: Value| {
             let dims = graph.dims(value);
-            Shape::new(images, dims.channels, dims.height, dims.width)
+            Shape::new(images, channels[value.index()], dims.height, dims.width)
         };
         struct Slot {
             side: (usize, usize),
