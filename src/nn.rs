@@ -1,20 +1,33 @@
 //! Layers and backbones that detectors share.
 
+pub mod aspp;
+pub mod attention;
 pub mod compact;
-pub mod conv;
+pub mod cot;
+pub mod destseg;
+pub mod fusion;
 pub mod graph;
+pub mod layers;
+pub mod mlff;
+pub mod ntsnet;
 pub mod plan;
+pub mod prn;
 mod pth;
-
+pub mod reference;
 pub mod resnet;
+pub mod scconv;
+pub mod texture;
+#[cfg(test)]
+mod vectors;
 pub mod weights;
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Result, ensure};
-use candle_core::{Device, Tensor};
+use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
 
+use graph::Graph;
 use weights::Weights;
 
 /// Which feature extractor: the embedded one or a torchvision network with the user's weight file.
@@ -63,28 +76,85 @@ impl BackboneSpec {
     }
 }
 
-/// A frozen feature extractor, batch norm folded.
-pub trait Backbone: Send + Sync {
+/// A frozen feature extractor: a network whose outputs are levels, and its weights.
+pub struct Backbone {
+    graph: Box<dyn Fn(usize, usize) -> Graph + Send + Sync>,
+    weights: Weights,
+    channels: Vec<usize>,
+}
+
+impl Backbone {
+    /// `graph` describes the network for pictures of a height and width. Tensors of `weights` that
+    /// it does not need are left out.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape or not finite.
+    pub fn new(
+        graph: impl Fn(usize, usize) -> Graph + Send + Sync + 'static,
+        weights: &Weights,
+    ) -> Result<Self> {
+        // channels and tensors are those of any size
+        let any = graph(64, 64);
+        let channels = any.outputs().iter().map(|&level| any.dims(level).channels).collect();
+        let weights = weights.only(&any.tensors())?;
+        Ok(Self { graph: Box::new(graph), weights, channels })
+    }
+
+    /// The compact backbone, from its own weights or others of the same names.
+    pub fn compact(weights: &Weights) -> Result<Self> {
+        Self::new(compact::graph, weights)
+    }
+
+    /// A ResNet to layer `last_layer` (1 to 4), from tensors under torchvision's names.
+    pub fn resnet(depth: resnet::Depth, last_layer: usize, weights: &Weights) -> Result<Self> {
+        resnet::graph(depth, last_layer, (64, 64))?; // refuses a layer that does not exist
+        Self::new(
+            move |height, width| {
+                resnet::graph(depth, last_layer, (height, width)).expect("the layer exists")
+            },
+            weights,
+        )
+    }
+
+    /// The network for pictures of this size.
+    pub fn graph(&self, height: usize, width: usize) -> Graph {
+        (self.graph)(height, width)
+    }
+
+    /// Every tensor of the network and no other.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// `xs` [B, 3, H, W], ImageNet-normalised → features after layer1, layer2, layer3 (and layer4
     /// where asked for): [B, C1, H/4, W/4], [B, C2, H/8, W/8], …
-    fn levels(&self, xs: &Tensor) -> Result<Vec<Tensor>>;
+    pub fn levels(&self, xs: &Tensor) -> Result<Vec<Tensor>> {
+        let (_, _, height, width) = xs.dims4()?;
+        reference::run(&self.graph(height, width), &self.weights, xs)
+    }
+
     /// Channels of each level.
-    fn channels(&self) -> &[usize];
+    pub fn channels(&self) -> &[usize] {
+        &self.channels
+    }
+
     /// SHA-256 of the weight file's bytes, hex.
-    fn sha256(&self) -> &str;
+    pub fn sha256(&self) -> &str {
+        self.weights.sha256()
+    }
 }
 
 /// Loads a backbone up to layer `last_layer` (1 to 4; the compact one has
 /// exactly 3).
-pub fn load(spec: &BackboneSpec, last_layer: usize, device: &Device) -> Result<Box<dyn Backbone>> {
+pub fn load(spec: &BackboneSpec, last_layer: usize) -> Result<Backbone> {
     match spec {
         BackboneSpec::Compact => {
             ensure!(last_layer == 3, "the compact backbone ends with layer 3, not {last_layer}");
-            Ok(Box::new(compact::Compact::embedded(device)?))
+            Backbone::compact(&compact::embedded()?)
+                .context("loading the embedded compact backbone")
         }
         BackboneSpec::ResNet { depth, weights } => {
-            let weights = Weights::open(weights)?;
-            Ok(Box::new(resnet::ResNet::load(*depth, last_layer, &weights, device)?))
+            Backbone::resnet(*depth, last_layer, &Weights::open(weights)?)
         }
     }
 }
@@ -116,9 +186,9 @@ mod tests {
 
     #[test]
     fn compact_loads_with_no_file() {
-        let backbone = load(&BackboneSpec::Compact, 3, &Device::Cpu).unwrap();
+        let backbone = load(&BackboneSpec::Compact, 3).unwrap();
         assert_eq!(backbone.channels(), [64, 128, 256]);
         assert_eq!(backbone.sha256().len(), 64);
-        assert!(load(&BackboneSpec::Compact, 4, &Device::Cpu).is_err());
+        assert!(load(&BackboneSpec::Compact, 4).is_err());
     }
 }

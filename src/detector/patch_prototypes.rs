@@ -25,7 +25,7 @@ use super::bundle;
 use super::input::Input;
 use super::{AnomalyMap, Detection, Detector};
 use crate::frame::Image;
-use crate::nn::resnet::{Depth, ResNet};
+use crate::nn::resnet::Depth;
 use crate::nn::weights::Weights;
 use crate::nn::{self, Backbone, BackboneSpec};
 use crate::ops::gaussian::Gaussian;
@@ -71,12 +71,12 @@ pub struct Card {
 /// Patch features of pictures, by one backbone at one input size.
 pub struct PatchFeatures {
     input: Input,
-    backbone: Box<dyn Backbone>,
+    backbone: Backbone,
 }
 
 /// A frozen backbone, and its tensors where a bundle has to carry them.
 pub struct LoadedBackbone {
-    pub backbone: Box<dyn Backbone>,
+    pub backbone: Backbone,
     /// By torchvision's names, up to layer3; empty for the backbone that is in the program.
     pub tensors: BTreeMap<String, Tensor>,
 }
@@ -92,31 +92,19 @@ pub struct PatchPrototypes {
 
 /// Reads a backbone as deep as this system needs it.
 pub fn load_backbone(spec: &BackboneSpec) -> Result<LoadedBackbone> {
-    match spec {
-        BackboneSpec::Compact => Ok(LoadedBackbone {
-            backbone: nn::load(spec, DEEPEST, &Device::Cpu)?,
-            tensors: BTreeMap::new(),
-        }),
-        BackboneSpec::ResNet { depth, weights } => {
-            let weights = Weights::open(weights)?;
-            let backbone = Box::new(ResNet::load(*depth, DEEPEST, &weights, &Device::Cpu)?);
-            let needed = |name: &str| {
-                let stem = ["conv1.", "bn1."].iter().any(|part| name.starts_with(part));
-                let layer = (1..=DEEPEST).any(|n| name.starts_with(&format!("layer{n}.")));
-                (stem || layer) && !name.ends_with("num_batches_tracked")
-            };
-            let tensors = weights
-                .tensors()
-                .filter(|(name, _)| needed(name))
-                .map(|(name, tensor)| (name.to_owned(), tensor.clone()))
-                .collect();
-            Ok(LoadedBackbone { backbone, tensors })
+    let backbone = nn::load(spec, DEEPEST)?;
+    let tensors = match spec {
+        BackboneSpec::Compact => BTreeMap::new(),
+        BackboneSpec::ResNet { .. } => {
+            let tensors = backbone.weights().tensors();
+            tensors.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect()
         }
-    }
+    };
+    Ok(LoadedBackbone { backbone, tensors })
 }
 
 impl PatchFeatures {
-    pub fn new(input: Input, backbone: Box<dyn Backbone>) -> Result<PatchFeatures> {
+    pub fn new(input: Input, backbone: Backbone) -> Result<PatchFeatures> {
         input.check()?;
         Ok(PatchFeatures { input, backbone })
     }
@@ -128,7 +116,7 @@ impl PatchFeatures {
 
     /// D.
     pub fn dims(&self) -> usize {
-        dims(self.backbone.as_ref())
+        dims(&self.backbone)
     }
 
     /// `[B·P, D]` as rows, patches from left to right and top to bottom.
@@ -156,7 +144,7 @@ pub fn grid(input: Input) -> (usize, usize) {
 }
 
 /// D: channels of a patch feature.
-pub fn dims(backbone: &dyn Backbone) -> usize {
+pub fn dims(backbone: &Backbone) -> usize {
     LEVELS.iter().map(|level| backbone.channels()[level - 1]).sum()
 }
 
@@ -291,13 +279,10 @@ const DEEPEST: usize = LEVELS[LEVELS.len() - 1];
 /// Before the backbone's tensor names in `weights.safetensors`.
 const BACKBONE: &str = "backbone.";
 
-fn bundled_backbone(
-    card: &bundle::Card,
-    tensors: BTreeMap<String, Tensor>,
-) -> Result<Box<dyn Backbone>> {
+fn bundled_backbone(card: &bundle::Card, tensors: BTreeMap<String, Tensor>) -> Result<Backbone> {
     let network = card.backbone.network.as_str();
     if network == BackboneSpec::Compact.word() {
-        let backbone = nn::load(&BackboneSpec::Compact, DEEPEST, &Device::Cpu)?;
+        let backbone = nn::load(&BackboneSpec::Compact, DEEPEST)?;
         ensure!(
             backbone.sha256() == card.backbone.sha256,
             "it was taught on another compact backbone (SHA-256 {}, this inspectd has {}): teach \
@@ -315,7 +300,7 @@ fn bundled_backbone(
         .filter_map(|(name, tensor)| Some((name.strip_prefix(BACKBONE)?.to_owned(), tensor)))
         .collect();
     let weights = Weights::from_tensors("weights.safetensors", bare)?;
-    Ok(Box::new(ResNet::load(depth, DEEPEST, &weights, &Device::Cpu)?))
+    Backbone::resnet(depth, DEEPEST, &weights)
 }
 
 /// The b prototypes nearest to each, itself first.
@@ -344,36 +329,36 @@ fn first_largest(values: &[f32]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
     use image::{GrayImage, Luma};
     use rand::{Rng, RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::nn::graph::{Conv, Graph};
 
-    /// Levels that are block means of the picture: 1, 2 and 3 channels, strides 4, 8 and 16.
-    struct BlockMeans {
-        spoilt: bool,
-    }
-
-    impl Backbone for BlockMeans {
-        fn levels(&self, xs: &Tensor) -> Result<Vec<Tensor>> {
-            [(1, 4), (2, 8), (3, 16)]
-                .map(|(channels, stride)| {
-                    let level = xs.avg_pool2d(stride)?.narrow(1, 0, channels)?;
-                    let scale = if self.spoilt { f64::NAN } else { stride as f64 };
-                    Ok((level * scale)?)
-                })
-                .into_iter()
-                .collect()
-        }
-
-        fn channels(&self) -> &[usize] {
-            &[1, 2, 3]
-        }
-
-        fn sha256(&self) -> &str {
-            ""
-        }
+    /// Levels that are block means of the picture: 1, 2 and 3 channels, strides 4, 8 and 16, each
+    /// mean times its stride, or spoilt: so large that its square is not finite.
+    fn block_means(spoilt: bool) -> Backbone {
+        let levels = [(1, 4), (2, 8), (3, 16)];
+        let graph = move |height, width| {
+            let (mut g, xs) = Graph::new(height, width);
+            let outputs = levels.map(|(channels, stride)| {
+                let means = g.average_pool(xs, stride);
+                g.conv(means, Conv::new(format!("level{stride}"), 3, channels, 1))
+            });
+            g.set_outputs(outputs.into());
+            g
+        };
+        let weight = |(channels, stride): (usize, usize)| {
+            let scale = if spoilt { 1e30 } else { stride as f64 };
+            let first = Tensor::eye(3, DType::F32, &Device::Cpu)?.narrow(0, 0, channels)?;
+            let weight = (first * scale)?.reshape((channels, 3, 1, 1))?;
+            Ok((format!("level{stride}.weight"), weight))
+        };
+        let tensors: Result<BTreeMap<_, _>> = levels.into_iter().map(weight).collect();
+        let weights = Weights::from_tensors("block means", tensors.unwrap()).unwrap();
+        Backbone::new(graph, &weights).unwrap()
     }
 
     const INPUT: Input = Input { width: 96, height: 64 };
@@ -384,7 +369,7 @@ mod tests {
     }
 
     fn detector(spoilt: bool) -> PatchPrototypes {
-        let features = PatchFeatures::new(INPUT, Box::new(BlockMeans { spoilt })).unwrap();
+        let features = PatchFeatures::new(INPUT, block_means(spoilt)).unwrap();
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         let prototypes = (0..40 * 5).map(|_| rng.random::<f32>() * 8.0 - 4.0).collect();
         PatchPrototypes::new(features, prototypes).unwrap()
@@ -493,7 +478,7 @@ mod tests {
         for (x, y) in (60..72).flat_map(|x| (20..32).map(move |y| (x, y))) {
             spotted.put_pixel(x, y, Luma([250]));
         }
-        let features = PatchFeatures::new(INPUT, Box::new(BlockMeans { spoilt: false })).unwrap();
+        let features = PatchFeatures::new(INPUT, block_means(false)).unwrap();
         let rows = features.extract(&[&Image::Gray(flat)]).unwrap();
         let mut detector = PatchPrototypes::new(features, rows).unwrap();
         let map = detector.detect(&[&Image::Gray(spotted)]).unwrap().pop().unwrap().map;
@@ -522,7 +507,7 @@ mod tests {
 
     #[test]
     fn a_bank_too_small_to_re_weight_with_is_refused() {
-        let features = PatchFeatures::new(INPUT, Box::new(BlockMeans { spoilt: false })).unwrap();
+        let features = PatchFeatures::new(INPUT, block_means(false)).unwrap();
         let error = PatchPrototypes::new(features, vec![0.5; 8 * 5]).err().unwrap();
         assert!(error.to_string().contains("at least 9"), "{error}");
     }

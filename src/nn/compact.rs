@@ -2,99 +2,53 @@
 //! levels (heads are linear estimates of its layer1, layer2, layer3 outputs), so that the product
 //! works with no download. Plain 3×3 convolutions with bias, no batch norm.
 
-use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
+use anyhow::Result;
 
-use super::Backbone;
-use super::conv::{Conv, ConvSpec};
+use super::graph::{Conv, Graph, Value};
 use super::weights::Weights;
-
-/// Channels of the three levels, as ResNet18's.
-pub const CHANNELS: [usize; 3] = [64, 128, 256];
 
 /// Half precision; widened to f32 when loaded.
 const EMBEDDED: &[u8] = include_bytes!("../../assets/compact_f16.safetensors");
 
-/// Width inside each stage, before the heads.
-const WIDTHS: [usize; 3] = [64, 96, 160];
+/// Width inside each stage, and what its head makes of it: ResNet18's channels.
+const STAGES: [(usize, usize); 3] = [(64, 64), (96, 128), (160, 256)];
 
-/// The network: a stem, then three stages that each halve the picture and end in a level.
-pub struct Compact {
-    stem: Conv,
-    stages: Vec<Stage>,
-    sha256: String,
+/// A stem, then three stages that each halve the picture and end in a level: the outputs.
+pub fn graph(height: usize, width: usize) -> Graph {
+    let (mut g, xs) = Graph::new(height, width);
+    let mut xs = conv_relu(&mut g, xs, "stem".into(), 32, 2);
+    let mut levels = Vec::with_capacity(STAGES.len());
+    for (i, (width, c_out)) in STAGES.into_iter().enumerate() {
+        let n = i + 1;
+        xs = conv_relu(&mut g, xs, format!("down{n}"), width, 2);
+        let ys = conv_relu(&mut g, xs, format!("block{n}.conv1"), width, 1);
+        let conv2 = Conv::new(format!("block{n}.conv2"), width, width, 3).with_bias();
+        let ys = g.conv(ys, conv2);
+        let sum = g.add(xs, ys);
+        xs = g.relu(sum);
+        levels.push(g.conv(xs, Conv::new(format!("head{n}"), width, c_out, 1).with_bias()));
+    }
+    g.set_outputs(levels);
+    g
 }
 
-struct Stage {
-    down: Conv,
-    conv1: Conv,
-    conv2: Conv,
-    head: Conv,
+/// The weights in the binary, named as [`graph`] names them.
+pub fn embedded() -> Result<Weights> {
+    Weights::from_bytes("embedded compact_f16.safetensors", EMBEDDED)
 }
 
-impl Compact {
-    /// From the weights in the binary.
-    pub fn embedded(device: &Device) -> Result<Self> {
-        let weights = Weights::from_bytes("embedded compact_f16.safetensors", EMBEDDED)?;
-        Self::load(&weights, device).context("loading the embedded compact backbone")
-    }
-
-    /// From weights of the same names (`stem.weight`, `block1.conv1.bias`, …).
-    pub fn load(weights: &Weights, device: &Device) -> Result<Self> {
-        let conv = |spec: ConvSpec| Conv::load(&spec, weights, device);
-        let mut stages = Vec::new();
-        let mut c_in = 32;
-        for (i, (&width, &c_out)) in WIDTHS.iter().zip(&CHANNELS).enumerate() {
-            let n = i + 1;
-            stages.push(Stage {
-                down: conv(plain(format!("down{n}"), c_in, width, 3, 2, true))?,
-                conv1: conv(plain(format!("block{n}.conv1"), width, width, 3, 1, true))?,
-                conv2: conv(plain(format!("block{n}.conv2"), width, width, 3, 1, false))?,
-                head: conv(plain(format!("head{n}"), width, c_out, 1, 1, false))?,
-            });
-            c_in = width;
-        }
-        let stem = conv(plain("stem".into(), 3, 32, 3, 2, true))?;
-        Ok(Self { stem, stages, sha256: weights.sha256().to_owned() })
-    }
-}
-
-impl Backbone for Compact {
-    fn levels(&self, xs: &Tensor) -> Result<Vec<Tensor>> {
-        let mut levels = Vec::with_capacity(self.stages.len());
-        let mut xs = self.stem.forward(xs)?;
-        for stage in &self.stages {
-            xs = stage.down.forward(&xs)?;
-            let inner = stage.conv2.forward(&stage.conv1.forward(&xs)?)?;
-            xs = (xs + inner)?.relu()?;
-            levels.push(stage.head.forward(&xs)?);
-        }
-        Ok(levels)
-    }
-
-    fn channels(&self) -> &[usize] {
-        &CHANNELS
-    }
-
-    fn sha256(&self) -> &str {
-        &self.sha256
-    }
-}
-
-fn plain(
-    name: String,
-    c_in: usize,
-    c_out: usize,
-    kernel: usize,
-    stride: usize,
-    relu: bool,
-) -> ConvSpec {
-    ConvSpec { name, norm: None, c_in, c_out, kernel, stride, relu }
+fn conv_relu(g: &mut Graph, xs: Value, name: String, c_out: usize, stride: usize) -> Value {
+    let conv = Conv::new(name, g.dims(xs).channels, c_out, 3).stride(stride).with_bias();
+    let ys = g.conv(xs, conv);
+    g.relu(ys)
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::*;
+    use crate::nn::Backbone;
     use crate::shared::shared;
 
     /// A smooth picture with an edge, values as after ImageNet normalisation.
@@ -110,7 +64,8 @@ mod tests {
 
     #[test]
     fn levels_have_resnet18_shapes() {
-        let compact = Compact::embedded(&Device::Cpu).unwrap();
+        let compact = Backbone::compact(&embedded().unwrap()).unwrap();
+        assert_eq!(compact.graph(256, 256).parameter_count(), 972_032);
         let levels = compact.levels(&picture()).unwrap();
         let shapes: Vec<_> = levels.iter().map(|level| level.dims().to_vec()).collect();
         assert_eq!(shapes, [[1, 64, 64, 64], [1, 128, 32, 32], [1, 256, 16, 16]]);
@@ -120,8 +75,8 @@ mod tests {
     #[test]
     fn half_precision_weights_give_the_f32_features() {
         let Some(path) = shared("weights/compact.safetensors") else { return };
-        let full = Compact::load(&Weights::open(&path).unwrap(), &Device::Cpu).unwrap();
-        let half = Compact::embedded(&Device::Cpu).unwrap();
+        let full = Backbone::compact(&Weights::open(&path).unwrap()).unwrap();
+        let half = Backbone::compact(&embedded().unwrap()).unwrap();
         assert_ne!(full.sha256(), half.sha256());
         let pairs = full.levels(&picture()).unwrap().into_iter();
         for (want, got) in pairs.zip(half.levels(&picture()).unwrap()) {

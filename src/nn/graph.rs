@@ -15,6 +15,7 @@ use rand::{Rng, RngExt};
 
 use super::weights::Weights;
 use crate::ops::interpolate::Align;
+pub use crate::ops::texture::LevelRule;
 
 /// What an operation made: an index into [`Graph::nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,21 +101,10 @@ pub enum Resample {
     Bilinear(Align),
 }
 
-/// Which values a quantisation level takes (`../shared/spec/mlff.md`, M-2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LevelRule {
-    /// L_n = (max − min)/N · n + min for n = 1..N, and E = 1 − |L − M| where −½/N ≤ L − M < ½/N
-    /// (eq. 1 of the paper).
-    Paper,
-    /// L_n = (2n + 1)/(2N) · (max − min) + min for n = 0..N−1, and E = 1 − |L − M| where |L − M| is
-    /// below the spacing L₁ − L₀ (STLNet's published code).
-    Reference,
-}
-
 /// An operation. Arguments are in the order of [`Node::inputs`]; shapes are those of one picture.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// The picture, [3, H, W], normalised.
+    /// What comes from outside: the picture, [3, H, W], normalised.
     Input,
     Conv(Conv),
     /// `<name>.weight`, `.bias`, `.running_mean`, `.running_var` [C]; ε = 10⁻⁵.
@@ -146,7 +136,7 @@ pub enum Op {
     /// −n(a)·n(b), place by place and channel by channel, with n(F) = F/(√Σ_c F² + 10⁻¹²)
     /// (DeSTSeg, `../shared/spec/destseg.md`).
     CosineProduct,
-    /// 1 − Σ_c n(a)·n(b): [1, H, W].
+    /// 1 − Σ_c n(a)·n(b): [1, H, W]; 1 where a or b is zero.
     CosineDistance,
     /// |x − p*| with p* that of the prototypes `<name>` [P, C, H, W] whose squared L2 distance to
     /// the whole map is smallest, ties to the lowest index (PRN).
@@ -167,14 +157,14 @@ pub enum Op {
     /// mean of its region, norms no smaller than 10⁻¹².
     CosineToMean,
     /// A cosine map [1, H, W] → [2, 1, N]: the levels L, and their counts
-    /// c_n = Σ_i E_{i,n} / Σ_{i,n} E_{i,n}.
+    /// c_n = Σ_i E_{i,n} / (Σ_{i,n} E_{i,n} + 10⁻¹²).
     LevelCounts {
         levels: usize,
         rule: LevelRule,
     },
     /// A cosine map [1, H, W] in S × S regions → [3, S², N²]: for each pair (m, n), at column
     /// N·m + n, the level L_m, the level L_n, and P = Σ E_{(i,j),m} E_{(i+1,j+1),n} divided by the
-    /// region's ΣP + 10⁻⁶.
+    /// region's ΣP + 10⁻⁶. Levels are each region's own; both places of a pair lie in it.
     CoOccurrence {
         levels: usize,
         regions: usize,
@@ -188,14 +178,15 @@ pub enum Op {
     MeanRegions,
     /// k, q, v [C, 1, N]: softmax of the rows of kᵀq (N × N) applied to v: [C, 1, N].
     LevelAttention,
-    /// A cosine map [1, H, W] and d [C, 1, N] → [C, H, W]: Σ_n d_n E_n of each place.
+    /// A cosine map [1, H, W] and d [C, 1, N] → [C, H, W]: Σ_n d_n E_n of each place, E of the whole
+    /// map's N levels.
     SpreadLevels {
         rule: LevelRule,
     },
 }
 
 /// A network for pictures of one size.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Graph {
     nodes: Vec<Node>,
     outputs: Vec<Value>,
@@ -207,6 +198,12 @@ impl Graph {
         let dims = Dims { channels: 3, height, width };
         let input = Node { op: Op::Input, inputs: Vec::new(), dims };
         (Self { nodes: vec![input], outputs: Vec::new() }, Value(0))
+    }
+
+    /// A further map from outside: the second picture of a network that compares two, or what a part
+    /// of a network is tried on.
+    pub fn input(&mut self, dims: Dims) -> Value {
+        self.push(Op::Input, &[], dims)
     }
 
     pub fn nodes(&self) -> &[Node] {
@@ -352,6 +349,7 @@ impl Graph {
     pub fn cosine_to_mean(&mut self, xs: Value, means: Value) -> Value {
         let (x, g) = (self.dims(xs), self.dims(means));
         assert_eq!((x.channels, g.height), (g.channels, g.width));
+        assert!(x.height.is_multiple_of(g.height) && x.width.is_multiple_of(g.width));
         self.push(Op::CosineToMean, &[xs, means], Dims { channels: 1, ..x })
     }
 

@@ -1,16 +1,11 @@
 //! ResNet18, 34, 50 and Wide-ResNet50-2 (He et al. 2016; Zagoruyko & Komodakis 2016) under
-//! torchvision's parameter names, up to layer3 or layer4, batch norm folded. The stride of a
-//! bottleneck sits on its 3×3 convolution, as in torchvision ("V1.5").
-
-use std::collections::BTreeMap;
+//! torchvision's parameter names, up to layer3 or layer4. The stride of a bottleneck sits on its 3×3
+//! convolution, as in torchvision ("V1.5").
 
 use anyhow::{Result, ensure};
-use candle_core::{DType, Device, Tensor};
-use rand::{Rng, RngExt};
 
-use super::Backbone;
-use super::conv::{Conv, ConvSpec};
-use super::weights::Weights;
+use super::graph::{Conv, Graph, Value};
+use super::layers::{basic_block, conv_bn, conv_bn_relu, join};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
@@ -51,267 +46,84 @@ impl Depth {
     }
 }
 
-/// The convolutions of one residual block; `main` runs in order, the last without ReLU, which
-/// follows the sum with the shortcut.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockSpec {
-    pub main: Vec<ConvSpec>,
-    /// A 1×1 projection where shape or stride change, else the identity.
-    pub shortcut: Option<ConvSpec>,
+/// A whole network: its outputs are the levels after layer1..`last_layer` (1 to 4).
+///
+/// # Errors
+/// Another `last_layer`.
+pub fn graph(depth: Depth, last_layer: usize, (height, width): (usize, usize)) -> Result<Graph> {
+    ensure!((1..=4).contains(&last_layer), "{} has layers 1 to 4, not {last_layer}", depth.word());
+    let (mut g, xs) = Graph::new(height, width);
+    let levels = trunk(&mut g, xs, "", depth, last_layer);
+    g.set_outputs(levels);
+    Ok(g)
 }
 
-impl BlockSpec {
-    /// Two 3×3 convolutions under the path `at`.
-    pub fn basic(at: &str, c_in: usize, c_out: usize, stride: usize) -> Self {
-        Self {
-            main: vec![
-                conv_bn(at, 1, c_in, c_out, 3, stride, true),
-                conv_bn(at, 2, c_out, c_out, 3, 1, false),
-            ],
-            shortcut: projection(at, c_in, c_out, stride),
-        }
-    }
-
-    /// 1×1 down to `width`, 3×3, 1×1 up to `c_out`.
-    pub fn bottleneck(at: &str, c_in: usize, width: usize, c_out: usize, stride: usize) -> Self {
-        Self {
-            main: vec![
-                conv_bn(at, 1, c_in, width, 1, 1, true),
-                conv_bn(at, 2, width, width, 3, stride, true),
-                conv_bn(at, 3, width, c_out, 1, 1, false),
-            ],
-            shortcut: projection(at, c_in, c_out, stride),
-        }
-    }
-
-    fn convs(&self) -> impl Iterator<Item = &ConvSpec> {
-        self.main.iter().chain(&self.shortcut)
-    }
-}
-
-/// A whole network as a description: what training and the line are both built from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NetworkSpec {
-    pub stem: ConvSpec,
-    pub layers: Vec<Vec<BlockSpec>>,
-}
-
-impl NetworkSpec {
-    /// Stem and layer1..`last_layer` (1 to 4).
-    pub fn new(depth: Depth, last_layer: usize) -> Result<Self> {
-        ensure!(
-            (1..=4).contains(&last_layer),
-            "{} has layers 1 to 4, not {last_layer}",
-            depth.word()
-        );
-        let widen = if depth == Depth::WideR50 { 2 } else { 1 };
-        let mut c_in = 64;
-        let mut layers = Vec::new();
-        for (i, (blocks, c_out)) in depth.blocks().into_iter().zip(depth.channels()).enumerate() {
-            let mut layer = Vec::new();
-            for b in 0..blocks {
-                let at = format!("layer{}.{b}.", i + 1);
-                let stride = if b == 0 && i > 0 { 2 } else { 1 };
-                layer.push(if depth.bottleneck() {
-                    BlockSpec::bottleneck(&at, c_in, c_out / 4 * widen, c_out, stride)
-                } else {
-                    BlockSpec::basic(&at, c_in, c_out, stride)
-                });
-                c_in = c_out;
-            }
-            layers.push(layer);
-        }
-        layers.truncate(last_layer);
-        Ok(Self { stem: stem("", 64), layers })
-    }
-
-    fn convs(&self) -> impl Iterator<Item = &ConvSpec> {
-        let blocks = self.layers.iter().flatten();
-        std::iter::once(&self.stem).chain(blocks.flat_map(BlockSpec::convs))
-    }
-
-    /// Learned tensors: torchvision names and shapes.
-    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
-        self.convs().flat_map(ConvSpec::parameters).collect()
-    }
-
-    /// Every tensor a weight file must hold: the learned ones and the running statistics.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        self.convs().flat_map(|conv| [conv.parameters(), conv.statistics()].concat()).collect()
-    }
-
-    /// Weights drawn as torchvision initialises them: convolutions normal with σ = √(2/(O·K·K))
-    /// (He et al. 2015, fan out), γ = 1, β = 0, μ = 0, σ² = 1. For tests: features mean nothing.
-    pub fn random_weights(&self, rng: &mut impl Rng) -> Result<Weights> {
-        let mut tensors = BTreeMap::new();
-        for (name, shape) in self.tensors() {
-            let tensor = match shape.as_slice() {
-                &[o, _, k, _] => {
-                    let sigma = (2.0 / (o * k * k) as f32).sqrt();
-                    let values: Vec<f32> =
-                        (0..shape.iter().product()).map(|_| sigma * normal(rng)).collect();
-                    Tensor::from_vec(values, shape, &Device::Cpu)?
-                }
-                _ if name.ends_with(".weight") || name.ends_with(".running_var") => {
-                    Tensor::ones(shape, DType::F32, &Device::Cpu)?
-                }
-                _ => Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
+/// Stem and layer1..`last_layer` (1 to 4) under the path `at` (empty, or ending in a dot): what
+/// each layer gives, [C1, H/4, W/4], [C2, H/8, W/8], …
+pub fn trunk(g: &mut Graph, xs: Value, at: &str, depth: Depth, last_layer: usize) -> Vec<Value> {
+    let widen = if depth == Depth::WideR50 { 2 } else { 1 };
+    let mut xs = stem(g, xs, at, 64);
+    let mut levels = Vec::with_capacity(last_layer);
+    let layers = depth.blocks().into_iter().zip(depth.channels());
+    for (i, (blocks, c_out)) in layers.enumerate().take(last_layer) {
+        for b in 0..blocks {
+            let at = format!("{at}layer{}.{b}.", i + 1);
+            let stride = if b == 0 && i > 0 { 2 } else { 1 };
+            xs = if depth.bottleneck() {
+                bottleneck(g, xs, &at, (c_out / 4 * widen, c_out), stride)
+            } else {
+                basic_block(g, xs, &at, c_out, stride)
             };
-            tensors.insert(name, tensor);
         }
-        Weights::from_tensors("random weights", tensors)
+        levels.push(xs);
     }
+    levels
 }
 
-/// 7×7 stride 2 convolution of the stem, under the path `at`.
-pub fn stem(at: &str, c_out: usize) -> ConvSpec {
-    conv_bn(at, 1, 3, c_out, 7, 2, true)
+/// 7×7 convolution of stride 2 (`<at>conv1`, `<at>bn1`) and 3×3 maximum of stride 2.
+pub fn stem(g: &mut Graph, xs: Value, at: &str, c_out: usize) -> Value {
+    let conv = Conv::new(format!("{at}conv1"), g.dims(xs).channels, c_out, 7).stride(2);
+    let xs = conv_bn_relu(g, xs, conv, format!("{at}bn1"));
+    g.max_pool(xs)
 }
 
-/// 3×3 maximum, stride 2, padding 1: `xs` [B, C, H, W] → [B, C, ⌈H/2⌉, ⌈W/2⌉]. The padding counts
-/// as −∞; `xs` comes from a ReLU, where zero does the same.
-pub fn max_pool(xs: &Tensor) -> Result<Tensor> {
-    let padded = xs.pad_with_zeros(2, 1, 1)?.pad_with_zeros(3, 1, 1)?;
-    Ok(padded.max_pool2d_with_stride(3, 2)?)
-}
-
-/// A residual block for inference.
-pub struct Block {
-    main: Vec<Conv>,
-    shortcut: Option<Conv>,
-}
-
-impl Block {
-    pub fn load(spec: &BlockSpec, weights: &Weights, device: &Device) -> Result<Self> {
-        let load = |conv: &ConvSpec| Conv::load(conv, weights, device);
-        Ok(Self {
-            main: spec.main.iter().map(load).collect::<Result<_>>()?,
-            shortcut: spec.shortcut.as_ref().map(load).transpose()?,
-        })
-    }
-
-    /// relu(main(xs) + shortcut(xs)); `xs` [B, C, H, W].
-    pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let shortcut = match &self.shortcut {
-            Some(projection) => projection.forward(xs)?,
-            None => xs.clone(),
-        };
-        let mut ys = xs.clone();
-        for conv in &self.main {
-            ys = conv.forward(&ys)?;
-        }
-        Ok((ys + shortcut)?.relu()?)
-    }
-}
-
-/// A frozen network, batch norm folded.
-pub struct ResNet {
-    stem: Conv,
-    layers: Vec<Vec<Block>>,
-    channels: Vec<usize>,
-    sha256: String,
-}
-
-impl ResNet {
-    /// Builds layer1..`last_layer` (1 to 4) from tensors under torchvision's names; others in the
-    /// file are left alone.
-    pub fn load(
-        depth: Depth,
-        last_layer: usize,
-        weights: &Weights,
-        device: &Device,
-    ) -> Result<Self> {
-        let spec = NetworkSpec::new(depth, last_layer)?;
-        let mut layers = Vec::new();
-        for layer in &spec.layers {
-            let blocks = layer.iter().map(|block| Block::load(block, weights, device));
-            layers.push(blocks.collect::<Result<Vec<_>>>()?);
-        }
-        Ok(Self {
-            stem: Conv::load(&spec.stem, weights, device)?,
-            layers,
-            channels: depth.channels()[..last_layer].to_vec(),
-            sha256: weights.sha256().to_owned(),
-        })
-    }
-}
-
-impl Backbone for ResNet {
-    fn levels(&self, xs: &Tensor) -> Result<Vec<Tensor>> {
-        let mut xs = max_pool(&self.stem.forward(xs)?)?;
-        let mut levels = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
-            for block in layer {
-                xs = block.forward(&xs)?;
-            }
-            levels.push(xs.clone());
-        }
-        Ok(levels)
-    }
-
-    fn channels(&self) -> &[usize] {
-        &self.channels
-    }
-
-    fn sha256(&self) -> &str {
-        &self.sha256
-    }
-}
-
-/// `<at>conv<n>` and `<at>bn<n>`; `at` is empty or ends in a dot.
-fn conv_bn(
+/// 1×1 down to `width`, 3×3, 1×1 up to `c_out`, and the shortcut.
+fn bottleneck(
+    g: &mut Graph,
+    xs: Value,
     at: &str,
-    n: usize,
-    c_in: usize,
-    c_out: usize,
-    kernel: usize,
+    (width, c_out): (usize, usize),
     stride: usize,
-    relu: bool,
-) -> ConvSpec {
-    let norm = Some(format!("{at}bn{n}"));
-    ConvSpec { name: format!("{at}conv{n}"), norm, c_in, c_out, kernel, stride, relu }
-}
-
-fn projection(at: &str, c_in: usize, c_out: usize, stride: usize) -> Option<ConvSpec> {
-    (stride != 1 || c_in != c_out).then(|| ConvSpec {
-        name: format!("{at}downsample.0"),
-        norm: Some(format!("{at}downsample.1")),
-        c_in,
-        c_out,
-        kernel: 1,
-        stride,
-        relu: false,
-    })
-}
-
-/// A standard normal number (Box & Muller 1958).
-fn normal(rng: &mut impl Rng) -> f32 {
-    let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
-    radius * (std::f32::consts::TAU * rng.random::<f32>()).cos()
+) -> Value {
+    let conv1 = Conv::new(format!("{at}conv1"), g.dims(xs).channels, width, 1);
+    let ys = conv_bn_relu(g, xs, conv1, format!("{at}bn1"));
+    let conv2 = Conv::new(format!("{at}conv2"), width, width, 3).stride(stride);
+    let ys = conv_bn_relu(g, ys, conv2, format!("{at}bn2"));
+    let conv3 = Conv::new(format!("{at}conv3"), width, c_out, 1);
+    let ys = conv_bn(g, ys, conv3, format!("{at}bn3"));
+    join(g, xs, ys, at, stride)
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{DType, Device, Tensor};
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
-    use serde_json::Value;
 
     use super::*;
+    use crate::nn::Backbone;
+    use crate::nn::graph::Dims;
+    use crate::nn::vectors::{Batch, Vector};
+    use crate::nn::weights::Weights;
+    use crate::nn::{reference, vectors::flat};
     use crate::shared::shared;
 
+    fn whole(depth: Depth, last_layer: usize) -> Graph {
+        graph(depth, last_layer, (64, 64)).unwrap()
+    }
+
     fn random(depth: Depth, last_layer: usize) -> Weights {
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        NetworkSpec::new(depth, last_layer).unwrap().random_weights(&mut rng).unwrap()
-    }
-
-    fn tensor(value: &Value) -> Tensor {
-        let shape: Vec<usize> = serde_json::from_value(value["shape"].clone()).unwrap();
-        let values: Vec<f32> = serde_json::from_value(value["data"].clone()).unwrap();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-    }
-
-    fn flat(xs: &Tensor) -> Vec<f32> {
-        xs.flatten_all().unwrap().to_vec1().unwrap()
+        whole(depth, last_layer).random_weights(&mut ChaCha8Rng::seed_from_u64(1)).unwrap()
     }
 
     #[test]
@@ -326,11 +138,10 @@ mod tests {
         ];
         for Case(depth, to_layer3, to_layer4, entries) in cases {
             for (last_layer, want) in [(3, to_layer3), (4, to_layer4)] {
-                let parameters = NetworkSpec::new(depth, last_layer).unwrap().parameters();
-                let count = parameters.iter().map(|(_, shape)| shape.iter().product::<usize>());
-                assert_eq!(count.sum::<usize>(), want, "{depth:?} to layer{last_layer}");
+                let count = whole(depth, last_layer).parameter_count();
+                assert_eq!(count, want, "{depth:?} to layer{last_layer}");
             }
-            let tensors = NetworkSpec::new(depth, 4).unwrap().tensors();
+            let tensors = whole(depth, 4).tensors();
             let norms = tensors.iter().filter(|(name, _)| name.ends_with("running_var")).count();
             // Each batch norm also has num_batches_tracked in a state dict.
             assert_eq!(tensors.len() + norms, entries, "{depth:?}");
@@ -339,7 +150,7 @@ mod tests {
 
     #[test]
     fn names_are_torchvisions() {
-        let name_of = |depth, i: usize| NetworkSpec::new(depth, 4).unwrap().tensors()[i].0.clone();
+        let name_of = |depth, i: usize| whole(depth, 4).tensors()[i].0.clone();
         assert_eq!(name_of(Depth::R18, 0), "conv1.weight");
         assert_eq!(name_of(Depth::R18, 3), "bn1.running_mean");
         assert_eq!(name_of(Depth::R50, 20), "layer1.0.downsample.0.weight");
@@ -351,8 +162,7 @@ mod tests {
     fn features_have_the_published_shapes() {
         let xs = Tensor::ones((1, 3, 64, 64), DType::F32, &Device::Cpu).unwrap();
         for (depth, last_layer, widest) in [(Depth::R18, 4, 512), (Depth::R50, 3, 1024)] {
-            let weights = random(depth, last_layer);
-            let net = ResNet::load(depth, last_layer, &weights, &Device::Cpu).unwrap();
+            let net = Backbone::resnet(depth, last_layer, &random(depth, last_layer)).unwrap();
             let levels = net.levels(&xs).unwrap();
             assert_eq!(levels.len(), last_layer);
             assert_eq!(net.channels()[last_layer - 1], widest);
@@ -367,33 +177,29 @@ mod tests {
     #[test]
     fn file_of_another_network_is_refused() {
         let weights = random(Depth::R18, 3);
-        let error = ResNet::load(Depth::R18, 4, &weights, &Device::Cpu).err().unwrap();
+        let error = Backbone::resnet(Depth::R18, 4, &weights).err().unwrap();
         assert!(format!("{error:#}").contains("no tensor layer4.0.conv1.weight"), "{error:#}");
-        let error = ResNet::load(Depth::R50, 3, &weights, &Device::Cpu).err().unwrap();
+        let error = Backbone::resnet(Depth::R50, 3, &weights).err().unwrap();
         let want = "tensor layer1.0.conv1.weight has shape [64, 64, 3, 3]";
         assert!(format!("{error:#}").contains(want), "{error:#}");
-        assert!(NetworkSpec::new(Depth::R18, 5).is_err());
+        assert!(graph(Depth::R18, 5, (64, 64)).is_err());
     }
 
     #[test]
     fn stem_and_block_equal_the_vector() {
-        let Some(path) = shared("spec/vectors/basic_block_stem.json") else { return };
-        let file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-        let tensors = file["params"].as_object().unwrap().iter();
-        let tensors = tensors.map(|(name, value)| (name.clone(), tensor(value))).collect();
-        let weights = Weights::from_tensors("vector", tensors).unwrap();
-        let stem = Conv::load(&stem("", 4), &weights, &Device::Cpu).unwrap();
-        let block = BlockSpec::basic("block.", 4, 6, 2);
-        let block = Block::load(&block, &weights, &Device::Cpu).unwrap();
-        let pooled = max_pool(&stem.forward(&tensor(&file["inputs"]["x"])).unwrap()).unwrap();
-        let out = block.forward(&pooled).unwrap();
-        for (name, got) in [("eval_pool", pooled), ("eval_out", out)] {
-            let want = tensor(&file["expected"][name]);
-            assert_eq!(got.dims(), want.dims(), "{name}");
-            for (got, want) in flat(&got).iter().zip(flat(&want)) {
-                assert!((got - want).abs() <= 2e-5 + 1e-4 * want.abs(), "{name}: {got} {want}");
-            }
-        }
+        let Some(vector) = Vector::open("basic_block_stem") else { return };
+        let mut g = Graph::default();
+        let xs = g.input(Dims { channels: 3, height: 32, width: 32 });
+        let pooled = stem(&mut g, xs, "", 4);
+        let out = basic_block(&mut g, pooled, "block.", 6, 2);
+        g.set_outputs(vec![pooled, out]);
+        let weights = vector.weights(str::to_owned);
+        let inputs = [vector.input("x")];
+        let got = reference::run_on(&g, &weights, &inputs).unwrap();
+        vector.assert_close("eval_pool", &got[0]);
+        vector.assert_close("eval_out", &got[1]);
+        let got = reference::run_on(&g, &Batch(weights), &inputs).unwrap();
+        vector.assert_close("train_out", &got[1]);
     }
 
     #[test]
@@ -401,8 +207,7 @@ mod tests {
         let xs = Tensor::ones((1, 3, 64, 64), DType::F32, &Device::Cpu).unwrap();
         for (depth, file) in [(Depth::R18, "resnet18"), (Depth::R50, "resnet50")] {
             let Some(path) = shared(&format!("weights/{file}.safetensors")) else { return };
-            let weights = Weights::open(&path).unwrap();
-            let net = ResNet::load(depth, 3, &weights, &Device::Cpu).unwrap();
+            let net = Backbone::resnet(depth, 3, &Weights::open(&path).unwrap()).unwrap();
             let layer3 = &net.levels(&xs).unwrap()[2];
             assert!(flat(layer3).iter().all(|x| x.is_finite() && *x >= 0.0));
             assert!(flat(layer3).iter().any(|x| *x > 0.0));

@@ -72,8 +72,28 @@ impl Weights {
         Ok(Self { origin: origin.to_owned(), tensors, sha256: hex(&hash.finalize()) })
     }
 
+    /// These tensors alone, each of them as [`Self::get`] wants it; the hash stays the file's.
+    pub fn only(&self, tensors: &[(String, Vec<usize>)]) -> Result<Self> {
+        let found = tensors.iter().map(|(name, shape)| Ok((name.clone(), self.get(name, shape)?)));
+        let tensors = found.collect::<Result<_>>()?;
+        Ok(Self { origin: self.origin.clone(), tensors, sha256: self.sha256.clone() })
+    }
+
     /// The tensor `name`, which must have this shape and hold finite numbers only.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.find(name, shape)?;
+        // A NaN or an infinity anywhere makes the sum of magnitudes one too.
+        let sum = tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?;
+        ensure!(
+            sum.is_finite(),
+            "weights {}: tensor {name} holds numbers that are not finite",
+            self.origin
+        );
+        Ok(tensor.clone())
+    }
+
+    /// As [`Self::get`], but for the look at every number: for tensors that it has been at.
+    pub(super) fn find(&self, name: &str, shape: &[usize]) -> Result<&Tensor> {
         let origin = &self.origin;
         let Some(tensor) = self.tensors.get(name) else {
             bail!(
@@ -86,13 +106,7 @@ impl Weights {
             "weights {origin}: tensor {name} has shape {:?}, this network needs {shape:?}",
             tensor.dims()
         );
-        // A NaN or an infinity anywhere makes the sum of magnitudes one too.
-        let sum = tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?;
-        ensure!(
-            sum.is_finite(),
-            "weights {origin}: tensor {name} holds numbers that are not finite"
-        );
-        Ok(tensor.clone())
+        Ok(tensor)
     }
 
     /// Names present, sorted.

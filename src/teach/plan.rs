@@ -79,7 +79,7 @@ impl Config {
             held_out,
             folds,
             patches,
-            dims: patch_prototypes::dims(loaded.backbone.as_ref()),
+            dims: patch_prototypes::dims(&loaded.backbone),
             backbone_bytes: loaded.tensors.values().map(|t| t.elem_count() as u64 * 4).sum(),
         })
     }
