@@ -73,6 +73,12 @@ pub(super) fn claim(scratch: &Buffer, len: usize, maps: &[&FeatureMap<'_>]) -> *
     start
 }
 
+/// A mask of the first `n` ≤ 16 lanes.
+#[inline(always)]
+pub(super) fn first_lanes(n: usize) -> u16 {
+    ((1_u32 << n) - 1) as u16
+}
+
 /// How a map of q or k is cut into tokens, and the sums of QKᵀ into slices.
 #[derive(Clone, Copy)]
 struct Cut {
@@ -249,7 +255,7 @@ impl Logits<'_> {
         for strip in from..to {
             // Channels past C may be other than zero.
             let own = (channels - strip / cut.patch * LANES).min(LANES);
-            let mask = (u32::MAX >> (32 - own)) as u16;
+            let mask = first_lanes(own);
             let at = cut.strip(strip);
             for x in 0..cut.patch {
                 let (mut qs, mut ks) = ([s.zero(); T], [s.zero(); T]);
@@ -290,7 +296,7 @@ impl Kernel for Softmax {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Cut { tokens, slices, .. } = self.cut;
-        let own = |column: usize| (u32::MAX >> (32 - (tokens - column).min(LANES))) as u16;
+        let own = |column: usize| first_lanes((tokens - column).min(LANES));
         for row in self.from..self.to {
             let (b, i) = (row / tokens, row % tokens);
             let at = b * slices * self.cut.logits() + i * self.cut.logit_row();
@@ -404,9 +410,9 @@ impl Blend<'_> {
         let cut = &self.cut;
         let mut sums = [[s.zero(); P]; Q];
         if cut.tokens == 1 {
-            for n in 0..P {
+            for (n, sum) in sums[0].iter_mut().enumerate() {
                 // SAFETY: as the caller promises; the only token is moved by nothing.
-                sums[0][n] = unsafe { s.load(v.add(n * LANES)) };
+                *sum = unsafe { s.load(v.add(n * LANES)) };
             }
             return sums;
         }
@@ -512,6 +518,34 @@ mod tests {
                     }
                     assert_eq!(first.get_or_insert(got.clone()), &got, "threads");
                 }
+            }
+        }
+    }
+
+    /* s = lambda n, a, m, q: torch.arange(n).mul(a).remainder(m) / q
+    q, k, v = (specmodels.patchify(s(32, m, 13, 2.).view(1, 2, 4, 4), 2) for m in (3, 5, 7))
+    y = (q @ k.transpose(1, 2) / 8).softmax(-1) @ v
+    print(specmodels.unpatchify(y, 2, 2, 4, 4).flatten()) */
+    #[test]
+    fn torch_says_the_same() {
+        let shape = Shape::new(1, 2, 4, 4);
+        let want = [
+            0.877_638, 4.377_638, 1.528_731, 5.028_731, 1.877_638, 3.884_848, 2.528_731, 2.480_052,
+            0.987_982, 4.487_982, 1.288_767, 4.788_767, 1.987_982, 3.880_767, 2.288_766, 2.475_024,
+            4.154_56, 1.877_638, 2.077_943, 2.528_731, 4.384_848, 2.877_638, 2.980_052, 3.528_731,
+            3.452_579, 1.987_982, 2.627_255, 2.288_766, 4.380_767, 2.987_982, 2.975_024, 3.288_766,
+        ];
+        let buffer = Buffer::zeroed(4 * shape.len());
+        let [q, k, v, y] = [0, 1, 2, 3].map(|i| buffer.map(shape, i));
+        for (map, step) in [(q, 3), (k, 5), (v, 7)] {
+            map.write(&std::array::from_fn::<f32, 32, _>(|i| (i * step % 13) as f32 / 2.0));
+        }
+        let scratch = Buffer::zeroed(scratch_len(shape, 2));
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
+            patch_attention(&Team::alone(), isa, [&q, &k, &v], 2, &scratch, &y);
+            for (got, want) in y.read().iter().zip(want) {
+                // Seven printed digits of numbers below 6, logits up to 12 in f32.
+                assert!((got - want).abs() < 1e-5, "{} {got} {want}", isa.word());
             }
         }
     }

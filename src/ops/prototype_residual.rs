@@ -12,7 +12,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::feature_map::{Buffer, FeatureMap, Shape, Shared};
-use super::patch_attention::claim;
+use super::patch_attention::{claim, first_lanes};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::team::Team;
 
@@ -189,7 +189,7 @@ impl Distances<'_> {
         let mut sum = s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]));
         let own = channels - row / height * LANES;
         if own < LANES {
-            sum = s.select((1 << own) - 1, sum, s.zero());
+            sum = s.select(first_lanes(own), sum, s.zero());
         }
         f64::from(s.sum(sum))
     }

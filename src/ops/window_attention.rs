@@ -81,12 +81,12 @@ impl Kernel for Rows<'_> {
                 for block in (group..shape.blocks()).step_by(groups) {
                     let corner = self.values.place(b, block, row as isize - 1, x as isize - 1);
                     let mut sum = s.zero();
-                    for o in 0..WINDOW {
+                    for (o, weight) in weights.iter().enumerate() {
                         let offset = o / 3 * shape.row() + o % 3 * LANES;
                         // SAFETY: rows row − 1 to row + 1 and columns x − 1 to x + 1 are in the
                         // plane, border included.
                         let value = unsafe { s.load(corner.add(offset)) };
-                        sum = s.mul_add(weights[o], value, sum);
+                        sum = s.mul_add(*weight, value, sum);
                     }
                     let to = self.y.place(b, block, row as isize, x as isize);
                     // SAFETY: a place of y's interior, which this job alone writes.
@@ -259,6 +259,27 @@ mod tests {
                         assert!((got - want).abs() < 2e-6, "{} {shape:?}", isa.word());
                     }
                 }
+            }
+        }
+    }
+
+    /* s = lambda n, a, m, q: torch.arange(n).mul(a).remainder(m) / q
+    a = s(72, 7, 11, 4.).view(1, 2, 9, 2, 2).softmax(2); v = s(16, 5, 13, 4.).view(1, 4, 2, 2)
+    u = F.unfold(v, 3, padding=1).view(1, 4, 9, 2, 2)
+    print((a[:, torch.arange(4) % 2] * u).sum(2).flatten()) */
+    #[test]
+    fn torch_says_the_same() {
+        let logits: Vec<f32> = (0..72).map(|i| (i * 7 % 11) as f32 / 4.0).collect();
+        let values: Vec<f32> = (0..16).map(|i| (i * 5 % 13) as f32 / 4.0).collect();
+        let want = [
+            0.956_347, 0.962_279, 0.296_916, 0.411_945, 0.804_697, 0.863_859, 1.109_972, 0.725_333,
+            1.104_362, 1.111_213, 0.395_092, 0.548_156, 0.434_505, 0.466_45, 1.092_482, 0.614_499,
+        ];
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
+            let got = engine((isa, 1), &logits, 2, &values, Shape::new(1, 4, 2, 2));
+            for (got, want) in got.iter().zip(want) {
+                // Six printed digits.
+                assert!((got - want).abs() < 1.5e-6, "{} {got} {want}", isa.word());
             }
         }
     }

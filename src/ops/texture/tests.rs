@@ -1,6 +1,7 @@
 //! Held against plain loops over the definitions, and against numbers of torch.
 
 use super::*;
+use crate::ops::feature_map::Buffer;
 
 const RULES: [LevelRule; 2] = [LevelRule::Paper, LevelRule::Reference];
 
