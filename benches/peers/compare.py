@@ -19,9 +19,7 @@ import clock
 
 TIMEOUT_S = 900
 
-PACKAGES = (
-    "onnxruntime openvino nncf torch torchvision faiss-cpu numpy anomalib timm onnx".split()
-)
+PACKAGES = "onnxruntime openvino nncf torch torchvision faiss-cpu numpy anomalib timm onnx".split()
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def interleave(contestants: list[Contestant], rounds: int) -> list[Result]:
     """Runs every contestant once a round. One that fails is reported and left out from then on."""
     results = [Result(contestant.name, contestant.ours) for contestant in contestants]
     for _ in range(rounds):
-        for contestant, result in zip(contestants, results):
+        for contestant, result in zip(contestants, results, strict=True):
             if result.error:
                 continue
             try:

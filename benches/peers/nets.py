@@ -90,7 +90,7 @@ class NTSNet(nn.Module):
         self.student = spec.NTSStudent()
 
     def forward(self, x):
-        pairs = zip(self.teacher(x), self.student(x))
+        pairs = zip(self.teacher(x), self.student(x), strict=True)
         return tuple(1 - (F.normalize(t) * F.normalize(s)).sum(1, keepdim=True) for t, s in pairs)
 
 
