@@ -10,6 +10,7 @@ pub mod affine;
 #[cfg(test)]
 #[allow(unsafe_code)]
 mod checks;
+#[allow(unsafe_code)]
 pub mod conv;
 pub mod coreset;
 #[allow(unsafe_code)]

@@ -1,4 +1,4 @@
-//! Every network against PyTorch's: files that `benches/peers/nets.py` writes, in the folder that
+//! Every network against PyTorch's: files that `benches/peers/references.py` writes, in the folder that
 //! the variable `INSPECTD_NETS` names. They are a gigabyte, so they are made where they are wanted.
 
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ fn networks() -> Vec<(&'static str, Graph)> {
 #[test]
 fn networks_equal_pytorchs() {
     let Some(folder) = std::env::var_os("INSPECTD_NETS").map(PathBuf::from) else {
-        println!("SKIPPED: INSPECTD_NETS names no folder of benches/peers/nets.py");
+        println!("SKIPPED: INSPECTD_NETS names no folder of benches/peers/references.py");
         return;
     };
     let mut worst = Vec::new();

@@ -1,169 +1,169 @@
-"""Writes what PyTorch makes of each network, for tests/nets_vs_specmodels.rs.
+"""The networks that `inspectd bench` runs, in PyTorch, with seeded random weights.
 
-    python benches/peers/nets.py FOLDER [NAME ...]
-    INSPECTD_NETS=FOLDER cargo test --release --test nets_vs_specmodels -- --nocapture
+Each takes x [B, 3, 256, 256] and gives what the line needs of it, no more:
 
-For each network a safetensors file: seeded random weights under inspectd's names, `input`
-[2, 3, 256, 256], and `output.0`, `output.1`, ... in the order of the graph's outputs. The networks are
-those of ../shared/spec/tools/specmodels.py. Needs torch, torchvision, safetensors.
+    resnet18-layer3, resnet50-layer3   outputs of layer1, layer2, layer3 (torchvision's networks)
+    compact                            the three heads of the embedded backbone, its real weights
+    destseg                            mask [B, 1, 64, 64]
+    ntsnet                             1 - cosine of teacher and student, three levels
+    prn                                mask [B, 1, 256, 256], 10 prototypes a level
+    mlff                               score map [B, 1, 64, 64]
+
+The last four are the executable form of the specification (`specmodels.py`). Features of random
+weights mean nothing; their speed is that of learned ones.
 """
 
-import re
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import nn
+import torchvision
+from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = next(p for p in (ROOT / "../shared", Path("/work/shared")) if p.exists())
-sys.path.insert(0, str(SHARED / "spec/tools"))
-import specmodels  # noqa: E402
+import places
 
+SIDE = 256
+BATCHES = (1, 8)
 PROTOTYPES = 10
 
 
-def randomize(net):
-    """Batch norms as those of a trained network: no channel is dead, none is the identity."""
-    g = torch.Generator().manual_seed(0)
-    for m in net.modules():
-        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            shape = m.running_mean.shape
-            m.running_mean.copy_(torch.randn(shape, generator=g) * 0.1)
-            m.running_var.copy_(torch.rand(shape, generator=g) * 0.5 + 0.75)
-            m.weight.data.copy_(torch.rand(shape, generator=g) * 0.5 + 0.5)
-            m.bias.data.copy_(torch.randn(shape, generator=g) * 0.1)
-    return net.eval()
+class ResNetLevels(nn.Module):
+    """A torchvision ResNet up to layer3."""
 
-
-class Levels(nn.Module):
-    """A backbone under torchvision's names."""
-
-    def __init__(self, name, upto):
+    def __init__(self, net: torchvision.models.ResNet):
         super().__init__()
-        self.net = specmodels.Trunk(name, upto)
+        self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        self.layers = nn.ModuleList([net.layer1, net.layer2, net.layer3])
 
     def forward(self, x):
-        return self.net(x)
+        x = self.stem(x)
+        levels = []
+        for layer in self.layers:
+            x = layer(x)
+            levels.append(x)
+        return tuple(levels)
 
 
-class DeSTSeg(specmodels.DeSTSegNet):
+class Compact(nn.Module):
+    """The embedded backbone; names are those of `assets/compact_f16.safetensors`."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+        c_in = 32
+        for n, (width, c_out) in enumerate([(64, 64), (96, 128), (160, 256)], 1):
+            setattr(self, f"down{n}", nn.Conv2d(c_in, width, 3, 2, 1))
+            block = {f"conv{i}": nn.Conv2d(width, width, 3, 1, 1) for i in (1, 2)}
+            setattr(self, f"block{n}", nn.ModuleDict(block))
+            setattr(self, f"head{n}", nn.Conv2d(width, c_out, 1))
+            c_in = width
+
     def forward(self, x):
-        n = lambda f: f / (f.pow(2).sum(1, keepdim=True).sqrt() + 1e-12)
-        seg, _ = super().forward(x)
-        pairs = zip(self.teacher(x), self.student(x))
-        return [seg] + [1 - (n(t) * n(s)).sum(1, keepdim=True) for t, s in pairs]
+        x = F.relu(self.stem(x))
+        levels = []
+        for n in (1, 2, 3):
+            x = F.relu(getattr(self, f"down{n}")(x))
+            block = getattr(self, f"block{n}")
+            x = F.relu(x + block["conv2"](F.relu(block["conv1"](x))))
+            levels.append(getattr(self, f"head{n}")(x))
+        return tuple(levels)
+
+
+class DeSTSeg(nn.Module):
+    def __init__(self, spec: ModuleType):
+        super().__init__()
+        self.net = spec.DeSTSegNet()
+
+    def forward(self, x):
+        mask, _features = self.net(x)
+        return mask
 
 
 class NTSNet(nn.Module):
-    def __init__(self):
+    def __init__(self, spec: ModuleType):
         super().__init__()
-        self.teacher = specmodels.Trunk("resnet18", 3)
-        self.student = specmodels.NTSStudent()
+        self.teacher = spec.Trunk("resnet18", 3)
+        self.student = spec.NTSStudent()
 
     def forward(self, x):
-        pairs = zip(self.teacher(x), self.student(x))
-        d = lambda t, s: 0.5 * (F.normalize(t) - F.normalize(s)).pow(2).sum(1, keepdim=True)
-        return [d(t, s) for t, s in pairs]
+        pairs = zip(self.teacher(x), self.student(x), strict=True)
+        return tuple(1 - (F.normalize(t) * F.normalize(s)).sum(1, keepdim=True) for t, s in pairs)
 
 
-class PRN(specmodels.PRN):
+class PRN(nn.Module):
+    def __init__(self, spec: ModuleType):
+        super().__init__()
+        self.net = spec.PRN()
+        for level in (1, 2, 3):
+            side = SIDE >> (level + 1)
+            maps = torch.randn(PROTOTYPES, 32 << level, side, side)
+            self.register_buffer(f"prototypes{level}", maps)
+
     def forward(self, x):
-        return [super().forward(x, self.prototypes)]
-
-    def draw_prototypes(self):
-        """Maps with the mean and the deviation of each channel of the encoder's features."""
-        g = torch.Generator().manual_seed(3)
-        features = self.enc(torch.randn(4, 3, 256, 256, generator=g))[:3]
-        self.prototypes = []
-        for f in features:
-            mean, std = f.mean((0, 2, 3), keepdim=True), f.std((0, 2, 3), keepdim=True)
-            noise = torch.randn(PROTOTYPES, *f.shape[1:], generator=g)
-            self.prototypes.append(F.relu(mean + std * noise))
+        return self.net(x, [self.prototypes1, self.prototypes2, self.prototypes3])
 
 
-class MLFF(specmodels.MLFF):
+class MLFF(nn.Module):
+    def __init__(self, spec: ModuleType):
+        super().__init__()
+        self.net = spec.MLFF()
+
     def forward(self, x):
-        return list(super().forward(x))
+        _features, score = self.net(x)
+        return score
 
 
-def destseg_name(name):
-    """specmodels' name -> the published checkpoint's."""
-    rules = [
-        (r"^teacher\.", "teacher_net.encoder."),
-        (r"^student\.encoder\.", "student_net.encoder."),
-        (r"^student\.d(\d)\.", r"student_net.decoder_layer\1."),
-        (r"^seg\.res\.", "segmentation_net.res."),
-        (r"^seg\.aspp\.pool\.", "segmentation_net.head.0.aspp_feature_extractors.0.1."),
-        (r"^seg\.aspp\.fuse\.", "segmentation_net.head.0.aspp_fusion_layer."),
-        (r"^seg\.mid\.0\.", "segmentation_net.head.1."),
-        (r"^seg\.mid\.1\.", "segmentation_net.head.2."),
-        (r"^seg\.out\.", "segmentation_net.head.4."),
-    ]
-    branch = lambda m: f"segmentation_net.head.0.aspp_feature_extractors.{int(m[1]) + 1}."
-    name = re.sub(r"^seg\.aspp\.br\.(\d)\.", branch, name)
-    for pattern, ours in rules:
-        name = re.sub(pattern, ours, name)
-    if ".aspp_" in name:
-        name = re.sub(r"\.0\.(\w+)$", r".conv.\1", name)
-        name = re.sub(r"\.1\.(\w+)$", r".norm.\1", name)
-    return name
+NETS = ("resnet18-layer3", "resnet50-layer3", "compact", "destseg", "ntsnet", "prn", "mlff")
+
+# Those with an INT8 form: convolutions make up nearly all of their time.
+INT8_NETS = ("resnet18-layer3", "resnet50-layer3", "compact", "destseg")
 
 
-def same(name):
-    return name
-
-
-def backbone_name(name):
-    return name.removeprefix("net.")
-
-
-NETS = {
-    "resnet18": (lambda: Levels("resnet18", 4), backbone_name),
-    "resnet34": (lambda: Levels("resnet34", 4), backbone_name),
-    "resnet50": (lambda: Levels("resnet50", 4), backbone_name),
-    "wide_resnet50_2": (lambda: Levels("wide_resnet50_2", 3), backbone_name),
-    "destseg": (DeSTSeg, destseg_name),
-    "ntsnet": (NTSNet, same),
-    "prn": (PRN, same),
-    "mlff_paper": (lambda: MLFF("paper"), same),
-    "mlff_reference": (lambda: MLFF("reference"), same),
-}
-
-
-def write(name, folder):
-    make, rename = NETS[name]
+def build(name: str, spec: Path = places.SPEC) -> nn.Module:
+    """The network `name` in eval mode; the same numbers at every call."""
     torch.manual_seed(0)
-    net = randomize(make())
-    if isinstance(net, PRN):
-        net.draw_prototypes()
-    x = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(1))
-    tensors = {"input": x}
-    for key, value in net.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        # a one-dimensional convolution is a 1x1 one to inspectd
-        value = value.unsqueeze(3) if value.dim() == 3 else value
-        tensors[rename(key)] = value.detach().clone().contiguous()
-    if isinstance(net, PRN):
-        for j, prototypes in enumerate(net.prototypes):
-            tensors[f"prototypes.{j + 1}"] = prototypes.contiguous()
-    for i, y in enumerate(net(x)):
-        tensors[f"output.{i}"] = y.contiguous()
-    save_file(tensors, folder / f"{name}.safetensors")
-    print(name, "written", flush=True)
+    if name == "compact":
+        net = Compact()
+        weights = load_file(places.REPOSITORY / "assets" / "compact_f16.safetensors")
+        net.load_state_dict({key: value.float() for key, value in weights.items()})
+        return net.eval()
+    if name.startswith("resnet"):
+        net = ResNetLevels(getattr(torchvision.models, name.removesuffix("-layer3"))(weights=None))
+    else:
+        net = {"destseg": DeSTSeg, "ntsnet": NTSNet, "prn": PRN, "mlff": MLFF}[name](read(spec))
+    randomise(net)
+    return net.eval()
 
 
-def main():
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(2)
-    for name in sys.argv[2:] or NETS:
-        write(name, folder)
+def picture(batch: int) -> torch.Tensor:
+    """[B, 3, 256, 256], values as after ImageNet normalisation."""
+    return torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
-if __name__ == "__main__":
-    main()
+def read(spec: Path) -> ModuleType:
+    """The module at `spec`, with its folder on the path as if it were run from there."""
+    if not spec.is_file():
+        sys.exit(f"{spec}: not there; --spec says where specmodels.py is")
+    sys.path.insert(0, str(spec.parent))
+    loader = importlib.util.spec_from_file_location(spec.stem, spec)
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    return module
+
+
+@torch.no_grad()
+def randomise(net: nn.Module) -> None:
+    """Convolutions as torchvision initialises ResNets (He et al. 2015, fan out); batch norms that
+    no engine can take for the identity."""
+    for module in net.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.weight.uniform_(0.5, 1.0)
+            module.bias.normal_(0, 0.1)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.75, 1.25)

@@ -491,22 +491,10 @@ mod tests {
         let team = Arc::new(Team::alone());
         let plan = Plan::new(&graph, &weights, 1, Isa::detect().unwrap(), team).unwrap();
         let all: usize = plan.layers().iter().map(|layer| layer.shape.len() * 4).sum();
-        assert!(plan.arena_bytes() * 3 < all * 2, "{} of {all}", plan.arena_bytes());
+        let kept: usize = plan.buffers.iter().map(Buffer::bytes).sum();
+        assert!(2 * kept < all, "{kept} of {all}");
         // stem, 4 + 5 + 5 convolutions
         assert_eq!(plan.layers().len(), 15);
         assert!((plan.flops() - graph.conv_flops()).abs() < 1.0);
-    }
-
-    #[test]
-    fn weights_that_are_not_finite_are_refused() {
-        let graph = compact::graph(64, 64);
-        let mut tensors: BTreeMap<String, Tensor> =
-            weights(&graph).tensors().map(|(name, t)| (name.to_owned(), t.clone())).collect();
-        let bad = Tensor::new(&[f32::NAN; 32], &Device::Cpu).unwrap();
-        tensors.insert("stem.bias".into(), bad);
-        let weights = Weights::from_tensors("bad", tensors).unwrap();
-        let team = Arc::new(Team::alone());
-        let error = Plan::new(&graph, &weights, 1, Isa::Portable, team).err().unwrap();
-        assert!(format!("{error:#}").contains("tensor stem.bias is not finite"), "{error:#}");
     }
 }
