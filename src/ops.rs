@@ -5,6 +5,8 @@
 //! why it holds, and what it relies on (shapes, lengths, who writes where) is checked where the room
 //! is entered, once for an operation.
 
+#[allow(unsafe_code)]
+pub mod byte_simd;
 pub mod coreset;
 #[allow(unsafe_code)]
 pub mod feature_map;
@@ -12,6 +14,8 @@ pub mod gaussian;
 pub mod interpolate;
 pub mod nearest_prototype;
 pub mod neighbourhood;
+#[allow(unsafe_code)]
+pub mod quantized_conv;
 #[allow(unsafe_code)]
 pub mod simd;
 #[allow(unsafe_code)]
