@@ -5,6 +5,9 @@
 //! why it holds, and what it relies on (shapes, lengths, who writes where) is checked where the room
 //! is entered, once for an operation.
 
+pub mod activation_range;
+#[allow(unsafe_code)]
+pub mod byte_map;
 #[allow(unsafe_code)]
 pub mod byte_simd;
 pub mod coreset;

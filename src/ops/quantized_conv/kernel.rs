@@ -4,6 +4,11 @@
 //! pointer that would leave the map rests on its border, which is zero. So any padding, stride and
 //! dilation costs the same.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "p and r name a register in several arrays at once"
+)]
+
 use super::{Geometry, QUAD, Residual, Scales};
 use crate::ops::byte_simd::{ByteKernel, ByteSimd};
 use crate::ops::feature_map::{ByteMap, FeatureMap, Shape};
