@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::byte_simd::{ByteKernel, ByteSimd, Path};
+use super::byte_simd::{ByteIsa, ByteKernel, ByteSimd};
 use super::feature_map::{ByteMap, FeatureMap, Shape, Shared};
 use super::simd::{LANES, Simd};
 use super::team::Team;
@@ -19,7 +19,7 @@ const ROWS: usize = 16;
 /// # Panics
 /// If shapes differ or the scale is not above zero.
 #[must_use = "bytes do not show NaN"]
-pub fn quantize(team: &Team, path: Path, x: FeatureMap<'_>, scale: f32, y: ByteMap<'_>) -> bool {
+pub fn quantize(team: &Team, isa: ByteIsa, x: FeatureMap<'_>, scale: f32, y: ByteMap<'_>) -> bool {
     assert_eq!(x.shape(), y.shape(), "maps of floats and bytes");
     assert!(scale > 0.0 && scale.is_finite(), "steps of {scale}");
     let (maps, finite) = (Shared((x, y)), AtomicBool::new(true));
@@ -27,7 +27,7 @@ pub fn quantize(team: &Team, path: Path, x: FeatureMap<'_>, scale: f32, y: ByteM
         let (x, y) = maps.get();
         let (x, y) = (x.place(image, block, row, 0), y.place(image, block, row, 0));
         let places = maps.get().0.shape().width;
-        if !path.run(Quantize { x, y, places, scale }) {
+        if !isa.run(Quantize { x, y, places, scale }) {
             finite.store(false, Ordering::Relaxed);
         }
     });
@@ -38,13 +38,13 @@ pub fn quantize(team: &Team, path: Path, x: FeatureMap<'_>, scale: f32, y: ByteM
 ///
 /// # Panics
 /// If shapes differ.
-pub fn dequantize(team: &Team, path: Path, x: ByteMap<'_>, scale: f32, y: FeatureMap<'_>) {
+pub fn dequantize(team: &Team, isa: ByteIsa, x: ByteMap<'_>, scale: f32, y: FeatureMap<'_>) {
     assert_eq!(x.shape(), y.shape(), "maps of bytes and floats");
     let maps = Shared((x, y));
     rows(team, x.shape(), |image, block, row| {
         let (x, y) = maps.get();
         let (x, y) = (x.place(image, block, row, 0), y.place(image, block, row, 0));
-        path.run(Dequantize { x, y, places: maps.get().0.shape().width, scale });
+        isa.run(Dequantize { x, y, places: maps.get().0.shape().width, scale });
     });
 }
 
@@ -170,8 +170,8 @@ mod tests {
         [Team::alone(), Team::new(2, false).unwrap()]
     }
 
-    fn paths() -> impl Iterator<Item = Path> {
-        Path::ALL.into_iter().filter(|path| path.is_here())
+    fn isas() -> impl Iterator<Item = ByteIsa> {
+        ByteIsa::ALL.into_iter().filter(|isa| isa.is_here())
     }
 
     #[test]
@@ -183,15 +183,15 @@ mod tests {
             let (floats, back) = (Buffer::zeroed(shape.len()), Buffer::zeroed(shape.len()));
             let mut bytes = ByteBuffer::zeroed(shape.len());
             floats.map(shape, 0).write(&values);
-            for path in paths() {
+            for isa in isas() {
                 let map = bytes.map(shape, 0);
-                assert!(quantize(&team, path, floats.map(shape, 0), scale, map));
+                assert!(quantize(&team, isa, floats.map(shape, 0), scale, map));
                 let want = values.iter().map(|x| (x * (1.0 / scale)).round_ties_even() as u8);
                 let want: Vec<u8> = want.collect();
-                assert_eq!(map.read(), want, "{path:?} {shape:?}");
-                dequantize(&team, path, map, scale, back.map(shape, 0));
+                assert_eq!(map.read(), want, "{isa:?} {shape:?}");
+                dequantize(&team, isa, map, scale, back.map(shape, 0));
                 let want: Vec<f32> = want.iter().map(|&q| f32::from(q) * scale).collect();
-                assert_eq!(back.map(shape, 0).read(), want, "{path:?} {shape:?}");
+                assert_eq!(back.map(shape, 0).read(), want, "{isa:?} {shape:?}");
                 let filled = bytes.as_mut_slice().iter().filter(|q| **q > 0).count();
                 assert_eq!(filled, want.iter().filter(|x| **x > 0.0).count(), "the border");
                 bytes.as_mut_slice().fill(0);
@@ -206,9 +206,9 @@ mod tests {
         for (value, byte) in [(f32::NAN, 255), (f32::INFINITY, 255), (f32::NEG_INFINITY, 0)] {
             let (x, y) = (floats.map(shape, 0), bytes.map(shape, 0));
             x.set(0, 19, 2, 4, value);
-            for (path, team) in paths().flat_map(|path| teams().map(|team| (path, team))) {
-                assert!(!quantize(&team, path, x, 1.0, y), "{path:?} {value}");
-                assert_eq!(y.get(0, 19, 2, 4), byte, "{path:?} {value}");
+            for (isa, team) in isas().flat_map(|isa| teams().map(|team| (isa, team))) {
+                assert!(!quantize(&team, isa, x, 1.0, y), "{isa:?} {value}");
+                assert_eq!(y.get(0, 19, 2, 4), byte, "{isa:?} {value}");
             }
         }
     }

@@ -3,13 +3,13 @@
 //!
 //! All paths compute the same integers: the product of an unsigned and a signed byte, four of them
 //! summed in 32 bits, nothing saturated in between. A value of a [`ByteSimd`] type is the proof that
-//! this machine has its instructions: they are made by [`Path::run`] only.
+//! this machine has its instructions: they are made by [`ByteIsa::run`] only.
 
 use super::simd::{Isa, LANES, Portable, Simd};
 
 /// How products of bytes are summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
+pub enum ByteIsa {
     Portable,
     /// Pairs of 16-bit numbers: exact, at about the speed of f32.
     Avx2,
@@ -19,7 +19,7 @@ pub enum Path {
     Avx512Vnni,
 }
 
-impl Path {
+impl ByteIsa {
     pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512Vnni];
 
     /// The fastest on this machine that needs no wider registers than `isa` has.
@@ -100,7 +100,7 @@ pub trait ByteSimd: Copy + Send + Sync + 'static {
     /// Weights of 16 outputs for four channels, ready likewise.
     type Weights: Copy;
 
-    const PATH: Path;
+    const ISA: ByteIsa;
 
     /// Blocks of 16 outputs whose sums the registers hold at once, …
     const PANEL: usize;
@@ -142,7 +142,7 @@ impl ByteSimd for PortableBytes {
     type Quad = [i32; 4];
     type Weights = [[i8; 4]; LANES];
 
-    const PATH: Path = Path::Portable;
+    const ISA: ByteIsa = ByteIsa::Portable;
     const PANEL: usize = 1;
     const PLACES: usize = 2;
 
@@ -201,7 +201,7 @@ mod x86 {
     // their callers promise.
     use std::arch::x86_64::*;
 
-    use super::{ByteKernel, ByteSimd, Path};
+    use super::{ByteIsa, ByteKernel, ByteSimd};
     use crate::ops::simd::{Avx2, Avx512, Simd};
 
     /// AVX2 has no exact product of bytes: channels are widened to 16 bits, the even and the odd
@@ -303,7 +303,7 @@ mod x86 {
         /// The same of outputs 0 to 7, then of 8 to 15.
         type Weights = [[__m256i; 2]; 2];
 
-        const PATH: Path = Path::Avx2;
+        const ISA: ByteIsa = ByteIsa::Avx2;
         /// 8 of 16 registers for sums, 4 for weights, 2 for the channels.
         const PLACES: usize = 4;
 
@@ -343,7 +343,7 @@ mod x86 {
         type Quad = __m256i;
         type Weights = [__m256i; 2];
 
-        const PATH: Path = Path::AvxVnni;
+        const ISA: ByteIsa = ByteIsa::AvxVnni;
         /// 12 of 16 registers for sums, 2 for weights, 1 for the channels.
         const PLACES: usize = 6;
 
@@ -375,7 +375,7 @@ mod x86 {
         type Quad = __m512i;
         type Weights = __m512i;
 
-        const PATH: Path = Path::Avx512Vnni;
+        const ISA: ByteIsa = ByteIsa::Avx512Vnni;
         const PANEL: usize = 2;
         /// As many as there are registers for pointers to them; the sums take 16 of 32.
         const PLACES: usize = 8;
@@ -484,20 +484,20 @@ mod tests {
         weights[4..8].fill(-127);
         weights[8..12].copy_from_slice(&[1, -2, 3, -4]);
         let quad = [255, 254, 253, 252];
-        for path in Path::ALL.into_iter().filter(|path| path.is_here()) {
-            let (sums, stored, loaded) = path.run(All { quad, weights, floats });
-            assert_eq!(sums[..4], [257_556.0, -257_556.0, -1004.0, 257_556.0], "{path:?}");
-            assert_eq!(stored, bytes, "{path:?}");
-            assert_eq!(loaded, bytes.map(f32::from), "{path:?}");
+        for isa in ByteIsa::ALL.into_iter().filter(|isa| isa.is_here()) {
+            let (sums, stored, loaded) = isa.run(All { quad, weights, floats });
+            assert_eq!(sums[..4], [257_556.0, -257_556.0, -1004.0, 257_556.0], "{isa:?}");
+            assert_eq!(stored, bytes, "{isa:?}");
+            assert_eq!(loaded, bytes.map(f32::from), "{isa:?}");
         }
     }
 
     #[test]
     fn a_path_is_no_wider_than_asked_for() {
-        assert_eq!(Path::of(Isa::Portable), Path::Portable);
-        assert_ne!(Path::of(Isa::Avx2), Path::Avx512Vnni);
+        assert_eq!(ByteIsa::of(Isa::Portable), ByteIsa::Portable);
+        assert_ne!(ByteIsa::of(Isa::Avx2), ByteIsa::Avx512Vnni);
         for isa in Isa::ALL {
-            assert!(Path::of(isa).is_here());
+            assert!(ByteIsa::of(isa).is_here());
         }
     }
 }

@@ -18,7 +18,7 @@
 
 mod kernel;
 
-use super::byte_simd::{ByteKernel, ByteSimd, Path};
+use super::byte_simd::{ByteIsa, ByteKernel, ByteSimd};
 use super::feature_map::{Buffer, ByteMap, FeatureMap, Memory, Shape, Shared};
 use super::simd::LANES;
 use super::team::Team;
@@ -93,9 +93,9 @@ pub enum Output<'a> {
     Both(ByteMap<'a>, FeatureMap<'a>),
 }
 
-/// A convolution packed for one [`Path`].
+/// A convolution packed for one set of instructions.
 pub struct QuantizedConv {
-    path: Path,
+    isa: ByteIsa,
     geometry: Geometry,
     scales: Scales,
     weights: Memory<i8>,
@@ -110,7 +110,7 @@ impl QuantizedConv {
     /// If the slices are not of those lengths or hold what is not finite, a scale is not above zero,
     /// or sums could leave 32 bits (C·K² above 66,311).
     pub fn new(
-        path: Path,
+        isa: ByteIsa,
         geometry: Geometry,
         scales: Scales,
         (weights, bias): (&[f32], &[f32]),
@@ -124,14 +124,13 @@ impl QuantizedConv {
         assert_eq!((weights.len(), bias.len()), (c_out * fan_in, c_out), "{geometry:?}");
         assert!(fan_in <= i32::MAX as usize / (255 * 127), "{geometry:?}: sums need 32 bits");
         assert!(weights.iter().chain(bias).all(|w| w.is_finite()), "a weight is not finite");
-        let positive = |scale: f32| scale > 0.0 && scale.is_finite();
         assert!(positive(scales.input) && positive(scales.output), "{scales:?}");
 
         let blocks = c_out.div_ceil(LANES);
         let mut packed = Memory::zeroed(blocks * kernel * kernel * geometry.quads() * QUAD);
         let mut affine = Buffer::zeroed(2 * blocks * LANES);
         let packed_bytes = packed.as_mut_slice();
-        let panel_blocks = path.run(PanelBlocks);
+        let panel_blocks = isa.run(PanelBlocks);
         for (o, weights) in weights.chunks_exact(fan_in).enumerate() {
             let (scale, quantized) = quantize_weights(weights);
             let factor = f64::from(scales.input) * scale / f64::from(scales.output);
@@ -147,7 +146,7 @@ impl QuantizedConv {
                 panel[step * QUAD + o % LANES * 4 + c % 4] = weight;
             }
         }
-        Self { path, geometry, scales, weights: packed, affine }
+        Self { isa, geometry, scales, weights: packed, affine }
     }
 
     pub fn geometry(&self) -> Geometry {
@@ -166,7 +165,7 @@ impl QuantizedConv {
     /// `x` [B, C, H, W] → `y` [B, O, H', W'] as [`Geometry::output`] says, `residual` like `y`.
     ///
     /// # Panics
-    /// If shapes do not fit, or what is written overlaps what is read.
+    /// If shapes do not fit, the residual's scale is not above zero, or what is written overlaps what is read.
     pub fn run(&self, team: &Team, x: ByteMap<'_>, residual: Option<Residual<'_>>, y: Output<'_>) {
         let shape = self.geometry.output(x.shape());
         assert_eq!(x.shape().channels, self.geometry.c_in, "channels that come in");
@@ -184,7 +183,8 @@ impl QuantizedConv {
         }
         match residual {
             Some(Residual::Bytes { map, scale }) => {
-                assert!(map.shape() == shape && scale > 0.0, "residual {:?}", map.shape());
+                assert_eq!(map.shape(), shape, "residual");
+                assert!(positive(scale), "a residual in steps of {scale}");
                 assert!(bytes.is_none_or(|y| !y.overlaps(&map)), "a residual in place");
             }
             Some(Residual::Floats(map)) => {
@@ -204,12 +204,16 @@ impl QuantizedConv {
             bytes,
             floats,
         };
-        let (path, job) = (self.path, Shared(job));
-        let panels = shape.blocks().div_ceil(path.run(PanelBlocks));
+        let (isa, job) = (self.isa, Shared(job));
+        let panels = shape.blocks().div_ceil(isa.run(PanelBlocks));
         team.chunks(shape.images * panels * shape.height, ROWS, |_, from, to| {
-            path.run(Rows { job: job.get(), from, to });
+            isa.run(Rows { job: job.get(), from, to });
         });
     }
+}
+
+fn positive(scale: f32) -> bool {
+    scale > 0.0 && scale.is_finite()
 }
 
 /// Symmetric: the step, and each weight in steps, the largest 127.
@@ -365,8 +369,8 @@ mod tests {
             });
             let with_floats =
                 twin.run(x, &|b, o, y, x| Some(floats.get(b, o, y, x) * (1.0 / scales.output)));
-            for path in Path::ALL.into_iter().filter(|path| path.is_here()) {
-                let conv = QuantizedConv::new(path, geometry, scales, (&weights, &bias));
+            for isa in ByteIsa::ALL.into_iter().filter(|isa| isa.is_here()) {
+                let conv = QuantizedConv::new(isa, geometry, scales, (&weights, &bias));
                 for (team, (residual, want)) in [
                     (None, &plain),
                     (Some(Residual::Bytes { map: bytes, scale }), &with_bytes),
@@ -376,7 +380,7 @@ mod tests {
                 .enumerate()
                 .map(|(i, case)| (&teams[(i + n) % 2], case))
                 {
-                    let label = format!("{path:?} {geometry:?}");
+                    let label = format!("{isa:?} {geometry:?}");
                     check(&conv, team, x, residual, (to, &want.0, &want.1), &label);
                 }
             }
@@ -422,7 +426,7 @@ mod tests {
         let (from, to) = (Shape::new(1, 64, 4, 4), Shape::new(1, 16, 4, 4));
         let (xs, ys) = (random_bytes(from, &mut rng), Buffer::zeroed(to.len()));
         let scales = Scales { input: 1.0 / 255.0, output: 1.0, relu: false };
-        let conv = QuantizedConv::new(Path::Portable, geometry, scales, (&weights, &bias));
+        let conv = QuantizedConv::new(ByteIsa::Portable, geometry, scales, (&weights, &bias));
         let (x, y) = (window(&xs, from), ys.map(to, 0));
         conv.run(&Team::alone(), x, None, Output::Floats(y));
         for (o, place) in (0..16).flat_map(|o| (0..16).map(move |place| (o, place))) {
@@ -445,13 +449,13 @@ mod tests {
         let (xs, bytes) = (ByteBuffer::zeroed(shape.len()), ByteBuffer::zeroed(shape.len()));
         let (residual, floats) = (Buffer::zeroed(shape.len()), Buffer::zeroed(shape.len()));
         residual.map(shape, 0).set(0, 2, 0, 1, f32::NAN);
-        for path in Path::ALL.into_iter().filter(|path| path.is_here()) {
-            let conv = QuantizedConv::new(path, geometry, scales, (&[0.5; 16], &[0.0; 4]));
+        for isa in ByteIsa::ALL.into_iter().filter(|isa| isa.is_here()) {
+            let conv = QuantizedConv::new(isa, geometry, scales, (&[0.5; 16], &[0.0; 4]));
             let (bytes, floats) = (bytes.map(shape, 0), floats.map(shape, 0));
             let residual = Some(Residual::Floats(residual.map(shape, 0)));
             conv.run(&Team::alone(), xs.map(shape, 0), residual, Output::Both(bytes, floats));
             for (i, (byte, float)) in bytes.read().into_iter().zip(floats.read()).enumerate() {
-                assert_eq!((byte == 255, float.is_nan()), (i == 7, i == 7), "{path:?} {i}");
+                assert_eq!((byte == 255, float.is_nan()), (i == 7, i == 7), "{isa:?} {i}");
             }
         }
     }
@@ -468,7 +472,7 @@ mod tests {
         let geometry =
             Geometry { c_in: 4, c_out: 4, kernel: 1, stride: 1, padding: 0, dilation: 1 };
         let scales = Scales { input: 1.0, output: 1.0, relu: true };
-        let conv = QuantizedConv::new(Path::Portable, geometry, scales, (&[0.5; 16], &[0.0; 4]));
+        let conv = QuantizedConv::new(ByteIsa::Portable, geometry, scales, (&[0.5; 16], &[0.0; 4]));
         let shape = Shape::new(1, 4, 2, 2);
         let buffer = ByteBuffer::zeroed(shape.len());
         conv.run(&Team::alone(), buffer.map(shape, 0), None, Output::Bytes(buffer.map(shape, 0)));

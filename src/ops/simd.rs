@@ -161,6 +161,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// 16 writable f32 at `to`; no alignment needed.
     unsafe fn store(self, to: *mut f32, xs: Self::F);
 
+    #[inline(always)]
     fn zero(self) -> Self::F {
         self.splat(0.0)
     }

@@ -96,7 +96,7 @@ fn line<B: ByteSimd, const P: usize>(b: B, job: &Job<'_>, mut at: At) {
 #[inline(always)]
 fn tile<B: ByteSimd, const P: usize, const R: usize>(b: B, job: &Job<'_>, at: At) {
     if P > B::PANEL || R > B::PLACES {
-        unreachable!("the caller keeps to the path's tile");
+        unreachable!("the caller keeps to its tile");
     }
     let sums = sums::<B, P, R>(b, job, at);
     finish::<B, P, R>(b, job, at, sums);
