@@ -100,8 +100,6 @@ pub trait ByteSimd: Copy + Send + Sync + 'static {
     /// Weights of 16 outputs for four channels, ready likewise.
     type Weights: Copy;
 
-    const ISA: ByteIsa;
-
     /// Blocks of 16 outputs whose sums the registers hold at once, …
     const PANEL: usize;
     /// … for so many places.
@@ -142,7 +140,6 @@ impl ByteSimd for PortableBytes {
     type Quad = [i32; 4];
     type Weights = [[i8; 4]; LANES];
 
-    const ISA: ByteIsa = ByteIsa::Portable;
     const PANEL: usize = 1;
     const PLACES: usize = 2;
 
@@ -303,7 +300,6 @@ mod x86 {
         /// The same of outputs 0 to 7, then of 8 to 15.
         type Weights = [[__m256i; 2]; 2];
 
-        const ISA: ByteIsa = ByteIsa::Avx2;
         /// 8 of 16 registers for sums, 4 for weights, 2 for the channels.
         const PLACES: usize = 4;
 
@@ -343,7 +339,6 @@ mod x86 {
         type Quad = __m256i;
         type Weights = [__m256i; 2];
 
-        const ISA: ByteIsa = ByteIsa::AvxVnni;
         /// 12 of 16 registers for sums, 2 for weights, 1 for the channels.
         const PLACES: usize = 6;
 
@@ -375,7 +370,6 @@ mod x86 {
         type Quad = __m512i;
         type Weights = __m512i;
 
-        const ISA: ByteIsa = ByteIsa::Avx512Vnni;
         const PANEL: usize = 2;
         /// As many as there are registers for pointers to them; the sums take 16 of 32.
         const PLACES: usize = 8;
