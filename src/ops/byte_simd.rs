@@ -198,7 +198,7 @@ mod x86 {
     // their callers promise.
     use std::arch::x86_64::*;
 
-    use super::{ByteIsa, ByteKernel, ByteSimd};
+    use super::{ByteKernel, ByteSimd};
     use crate::ops::simd::{Avx2, Avx512, Simd};
 
     /// AVX2 has no exact product of bytes: channels are widened to 16 bits, the even and the odd
