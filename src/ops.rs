@@ -5,8 +5,13 @@
 //! why it holds, and what it relies on (shapes, lengths, who writes where) is checked where the room
 //! is entered, once for an operation.
 
+pub mod activation_range;
 #[allow(unsafe_code)]
 pub mod affine;
+#[allow(unsafe_code)]
+pub mod byte_map;
+#[allow(unsafe_code)]
+pub mod byte_simd;
 #[cfg(test)]
 #[allow(unsafe_code)]
 mod checks;
@@ -39,6 +44,8 @@ pub mod pixels;
 pub mod pooling;
 #[allow(unsafe_code)]
 pub mod prototype_residual;
+#[allow(unsafe_code)]
+pub mod quantized_conv;
 mod rows;
 #[allow(unsafe_code)]
 pub mod simd;

@@ -184,6 +184,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
 pub struct Portable(());
 
 impl Portable {
+    /// For lanes of other numbers that are built on these.
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self(())
+    }
+
     #[inline(always)]
     fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
         let mut out = [0.0; LANES];
@@ -358,6 +364,28 @@ mod x86 {
             // SAFETY: an Avx512 exists only where AVX-512 F, BW, DQ and VL were detected.
             unsafe { $name($($arg),*) }
         };
+    }
+
+    impl Avx2 {
+        /// For lanes of other numbers that are built on these.
+        ///
+        /// # Safety
+        /// The machine has AVX2 and FMA.
+        #[inline(always)]
+        pub(in super::super) unsafe fn assumed() -> Self {
+            Self(())
+        }
+    }
+
+    impl Avx512 {
+        /// As for [`Avx2`].
+        ///
+        /// # Safety
+        /// The machine has AVX-512 F, BW, DQ, VL, and AVX2 and FMA.
+        #[inline(always)]
+        pub(in super::super) unsafe fn assumed() -> Self {
+            Self(())
+        }
     }
 
     impl Simd for Avx2 {
