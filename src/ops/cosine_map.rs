@@ -116,10 +116,11 @@ impl Tile {
                 }
             };
         }
-        let [dots, aa, bb] = sums.map(|sums| s.from_array(sums));
-        let norm = |squares: S::F| s.add(s.sqrt(squares), s.splat(LEAST));
-        // The one norm before the other, since a product of two small ones is no normal number.
-        (dots, s.div(s.div(s.splat(1.0), norm(aa)), norm(bb)))
+        let [dots, aa, bb] = [s.from_array(sums[0]), s.from_array(sums[1]), s.from_array(sums[2])];
+        let (norm_a, norm_b) =
+            (s.add(s.sqrt(aa), s.splat(LEAST)), s.add(s.sqrt(bb), s.splat(LEAST)));
+        // By the one norm before the other: a product of two small ones is no normal number.
+        (dots, s.div(s.div(s.splat(1.0), norm_a), norm_b))
     }
 
     /// Σ a·b, Σ a² and Σ b² of places `i`..`i + N`; N.
@@ -133,20 +134,20 @@ impl Tile {
         i: usize,
         sums: &mut [[f32; TILE]; 3],
     ) -> usize {
-        let mut own = [[s.zero(); N]; 3];
+        let mut own = [[s.zero(); 3]; N];
         for block in 0..self.blocks {
-            for j in 0..N {
+            for (j, [dot, aa, bb]) in own.iter_mut().enumerate() {
                 let offset = block * self.plane + (i + j) * LANES;
                 // SAFETY: as the caller promises.
                 let (a, b) = unsafe { (s.load(self.a.add(offset)), s.load(self.b.add(offset))) };
-                own[0][j] = s.mul_add(a, b, own[0][j]);
-                own[1][j] = s.mul_add(a, a, own[1][j]);
-                own[2][j] = s.mul_add(b, b, own[2][j]);
+                *dot = s.mul_add(a, b, *dot);
+                *aa = s.mul_add(a, a, *aa);
+                *bb = s.mul_add(b, b, *bb);
             }
         }
-        for (sums, own) in sums.iter_mut().zip(own) {
-            for j in 0..N {
-                sums[i + j] = s.sum(own[j]);
+        for (j, own) in own.into_iter().enumerate() {
+            for (sums, own) in sums.iter_mut().zip(own) {
+                sums[i + j] = s.sum(own);
             }
         }
         N

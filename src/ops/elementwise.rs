@@ -147,7 +147,16 @@ mod tests {
     use super::*;
 
     type Unary = fn(&Team, Isa, FeatureMap<'_>, FeatureMap<'_>);
+    type PlainUnary = fn(f32) -> f32;
     type Binary = fn(&Team, Isa, FeatureMap<'_>, FeatureMap<'_>, FeatureMap<'_>);
+    type PlainBinary = fn(f32, f32) -> f32;
+
+    /// An operation, its name, and its scalar twin.
+    struct Case<Op, Plain> {
+        name: &'static str,
+        op: Op,
+        plain: Plain,
+    }
 
     const SHAPES: [(usize, usize, usize, usize); 3] = [(1, 16, 4, 4), (3, 21, 5, 7), (2, 40, 1, 1)];
 
@@ -157,14 +166,14 @@ mod tests {
 
     #[test]
     fn two_maps_equal_their_scalar_twins() {
-        let cases: [(&str, Binary, fn(f32, f32) -> f32); 3] = [
-            ("add", add, |a, b| a + b),
-            ("add_relu", add_relu, |a, b| (a + b).max(0.0)),
-            ("mul", mul, |a, b| a * b),
+        let cases: [Case<Binary, PlainBinary>; 3] = [
+            Case { name: "add", op: add, plain: |a, b| a + b },
+            Case { name: "add_relu", op: add_relu, plain: |a, b| (a + b).max(0.0) },
+            Case { name: "mul", op: mul, plain: |a, b| a * b },
         ];
         for shape in shapes() {
             let ((a, a_values), (b, b_values)) = (filled(shape, 1), filled(shape, 2));
-            for (name, op, plain) in cases {
+            for Case { name, op, plain } in &cases {
                 let want: Vec<f32> =
                     a_values.iter().zip(&b_values).map(|(a, b)| plain(*a, *b)).collect();
                 everywhere(|team, isa| {
@@ -179,18 +188,18 @@ mod tests {
 
     #[test]
     fn one_map_equals_its_scalar_twin() {
-        let cases: [(&str, Unary, fn(f32) -> f32); 3] = [
-            ("relu", relu, |x| x.max(0.0)),
-            (
-                "leaky_relu",
-                |team, isa, x, to| leaky_relu(team, isa, 0.2, x, to),
-                |x| if x < 0.0 { 0.2 * x } else { x },
-            ),
-            ("copy", copy, |x| x),
+        let cases: [Case<Unary, PlainUnary>; 3] = [
+            Case { name: "relu", op: relu, plain: |x| x.max(0.0) },
+            Case {
+                name: "leaky_relu",
+                op: |team, isa, x, to| leaky_relu(team, isa, 0.2, x, to),
+                plain: |x| if x < 0.0 { 0.2 * x } else { x },
+            },
+            Case { name: "copy", op: copy, plain: |x| x },
         ];
         for shape in shapes() {
             let (x, values) = filled(shape, 3);
-            for (name, op, plain) in cases {
+            for Case { name, op, plain } in &cases {
                 let want: Vec<f32> = values.iter().map(|x| plain(*x)).collect();
                 everywhere(|team, isa| {
                     let out = used(shape);

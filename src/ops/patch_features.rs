@@ -143,6 +143,54 @@ impl Places {
     }
 }
 
+/// Three rows of a map, border included, one below the other.
+#[derive(Clone, Copy)]
+struct Column {
+    above: *const f32,
+    row_len: usize,
+}
+
+impl Column {
+    /// Sum of the three at `x`.
+    ///
+    /// # Safety
+    /// The rows have a place `x`.
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(self, s: S, x: usize) -> S::F {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let at = self.above.add(x * LANES);
+            let upper = s.add(s.load(at), s.load(at.add(self.row_len)));
+            s.add(upper, s.load(at.add(2 * self.row_len)))
+        }
+    }
+}
+
+/// Four rows: the sum of the first three and that of the last three, with weights.
+#[derive(Clone, Copy)]
+struct MixedColumn<F> {
+    rows: [*const f32; 4],
+    up: F,
+    down: F,
+}
+
+impl<F: Copy> MixedColumn<F> {
+    /// # Safety
+    /// The rows have a place `x`.
+    #[inline(always)]
+    unsafe fn sum<S: Simd<F = F>>(self, s: S, x: usize) -> F {
+        let [first, second, third, fourth] = self.rows;
+        let at = x * LANES;
+        // SAFETY: as the caller promises.
+        unsafe {
+            let both = s.add(s.load(second.add(at)), s.load(third.add(at)));
+            let upper = s.add(s.load(first.add(at)), both);
+            let lower = s.add(both, s.load(fourth.add(at)));
+            s.mul_add(lower, self.down, s.mul(upper, self.up))
+        }
+    }
+}
+
 impl PatchRows<'_> {
     /// Averages of a row of the upper level.
     ///
@@ -153,15 +201,12 @@ impl PatchRows<'_> {
         let Shape { width, .. } = self.levels[0].shape();
         let row_len = self.levels[0].shape().row();
         let above = self.levels[0].place(image, block, y as isize - 1, -1);
+        let column = Column { above, row_len };
         // SAFETY: three rows of w + 2 places: y − 1 and y + 1 may be the border, which is zero.
         unsafe {
-            let column = |x: usize| {
-                let at = above.add(x * LANES);
-                s.add(s.add(s.load(at), s.load(at.add(row_len))), s.load(at.add(2 * row_len)))
-            };
-            let (mut left, mut middle) = (column(0), column(1));
+            let (mut left, mut middle) = (column.sum(s, 0), column.sum(s, 1));
             for x in 0..width {
-                let right = column(x + 2);
+                let right = column.sum(s, x + 2);
                 let sum = s.add(s.add(left, middle), right);
                 to.store(s, x, s.mul(sum, s.splat(1.0 / 9.0)));
                 (left, middle) = (middle, right);
@@ -179,23 +224,18 @@ impl PatchRows<'_> {
         let tap = self.tables.0[y];
         // At the last row both neighbours are the same.
         let weight = if tap.high == tap.low { 0.0 } else { tap.weight };
-        let (up, down) = (s.splat((1.0 - weight) / 9.0), s.splat(weight / 9.0));
-        let row = |y: usize| self.levels[1].place(image, block, y as isize - 1, -1);
-        let first = row(tap.low);
-        let (second, third) = (row(tap.low + 1), row(tap.low + 2));
-        let fourth = row(tap.high + 2);
+        let row = |y: usize| self.levels[1].place(image, block, y as isize - 1, -1).cast_const();
+        let column = MixedColumn {
+            rows: [row(tap.low), row(tap.low + 1), row(tap.low + 2), row(tap.high + 2)],
+            up: s.splat((1.0 - weight) / 9.0),
+            down: s.splat(weight / 9.0),
+        };
         // SAFETY: rows low − 1 to high + 1, borders included, of W + 2 places each; W places of
         // `mixed`.
         unsafe {
-            let column = |x: usize| {
-                let load = |row: *mut f32| s.load(row.add(x * LANES));
-                let shared = s.add(load(second), load(third));
-                let (upper, lower) = (s.add(load(first), shared), s.add(shared, load(fourth)));
-                s.mul_add(lower, down, s.mul(upper, up))
-            };
-            let (mut left, mut middle) = (column(0), column(1));
+            let (mut left, mut middle) = (column.sum(s, 0), column.sum(s, 1));
             for x in 0..self.levels[1].shape().width {
-                let right = column(x + 2);
+                let right = column.sum(s, x + 2);
                 s.store(self.mixed.add(x * LANES), s.add(s.add(left, middle), right));
                 (left, middle) = (middle, right);
             }

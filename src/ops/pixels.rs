@@ -237,12 +237,13 @@ impl Weights {
         self.pairs.clear();
         let scale = from as f64 / to as f64;
         let support = scale.max(1.0);
+        let inverse = 1.0 / support;
         for i in 0..to {
             let centre = (i as f64 + 0.5) * scale;
             let first = (centre - support + 0.5) as usize;
             let end = ((centre + support + 0.5) as usize).min(from);
             let weight = |j: usize| {
-                let away = ((j as f64 - centre + 0.5) / support).abs();
+                let away = ((j as f64 - centre + 0.5) * inverse).abs();
                 (1.0 - away).max(0.0)
             };
             let sum: f64 = (first..end).map(weight).sum();
@@ -323,12 +324,12 @@ impl<const N: usize> Kernel for Depth<Narrow<'_>, N> {
             let last = picture.height - 1;
             let rows: [&[u8]; LANES] =
                 std::array::from_fn(|i| picture.row(((first + band) * LANES + i).min(last)));
-            for (tile, columns) in source.chunks_exact_mut(LANES).enumerate() {
+            for (tile, to) in source.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
                 let at = tile * LANES;
-                if let Some(tile) = square(rows, at) {
-                    columns.copy_from_slice(&turn(tile));
+                if let Some(tile) = tile_at(rows, at) {
+                    s.turn_u8(tile, to);
                 } else {
-                    for (column, x) in columns.iter_mut().zip(at..picture.width * N) {
+                    for (column, x) in to.iter_mut().zip(at..picture.width * N) {
                         *column = rows.map(|row| row[x]);
                     }
                 }
@@ -340,18 +341,18 @@ impl<const N: usize> Kernel for Depth<Narrow<'_>, N> {
                 for (pixel, weight) in pixels.zip(weights) {
                     let weight = [s.splat(weight[0]), s.splat(weight[1])];
                     for c in 0..N {
-                        sums[c].add(s, s.from_u8(pixel[c]), weight);
+                        sums[c].add(s, s.widen_u8(pixel[c]), weight);
                     }
                 }
                 for c in 0..N {
-                    result[c * plane + i] = s.to_u8(sums[c].level(s));
+                    result[c * plane + i] = s.narrow_u8(sums[c].level(s));
                 }
             }
-            for (tile, columns) in result.chunks_exact(LANES).enumerate() {
-                if let Ok(columns) = <[[u8; LANES]; LANES]>::try_from(columns) {
-                    for (y, pixels) in turn(columns).into_iter().enumerate() {
-                        to[y * row + tile * LANES..][..LANES].copy_from_slice(&pixels);
-                    }
+            for (tile, columns) in result.as_chunks::<LANES>().0.iter().enumerate() {
+                let mut pixels = [[0; LANES]; LANES];
+                s.turn_u8(columns.each_ref(), &mut pixels);
+                for (to, pixels) in to.chunks_exact_mut(row).zip(&pixels) {
+                    to[tile * LANES..][..LANES].copy_from_slice(pixels);
                 }
             }
         }
@@ -360,30 +361,12 @@ impl<const N: usize> Kernel for Depth<Narrow<'_>, N> {
 
 /// 16 samples of each row from `at` on, if there are so many.
 #[inline(always)]
-fn square(rows: [&[u8]; LANES], at: usize) -> Option<[[u8; LANES]; LANES]> {
-    let mut tile = [[0; LANES]; LANES];
+fn tile_at(rows: [&[u8]; LANES], at: usize) -> Option<[&[u8; LANES]; LANES]> {
+    let mut tile = [&[0; LANES]; LANES];
     for (tile, row) in tile.iter_mut().zip(rows) {
-        *tile = *row.get(at..)?.first_chunk()?;
+        *tile = row.get(at..)?.first_chunk()?;
     }
     Some(tile)
-}
-
-/// Rows to columns, by four rounds of riffling: row i and row i + 8 become rows 2i and 2i + 1.
-#[inline(always)]
-fn turn(mut tile: [[u8; LANES]; LANES]) -> [[u8; LANES]; LANES] {
-    for _ in 0..4 {
-        let mut next = [[0; LANES]; LANES];
-        for i in 0..LANES / 2 {
-            for j in 0..LANES / 2 {
-                next[2 * i][2 * j] = tile[i][j];
-                next[2 * i][2 * j + 1] = tile[i + 8][j];
-                next[2 * i + 1][2 * j] = tile[i][j + 8];
-                next[2 * i + 1][2 * j + 1] = tile[i + 8][j + 8];
-            }
-        }
-        tile = next;
-    }
-    tile
 }
 
 struct Shorten<'a> {
@@ -415,7 +398,7 @@ impl Kernel for Shorten<'_> {
                     for (row, weight) in source.chunks_exact(self.row).zip(weights) {
                         if let Some(levels) = row[at..].first_chunk() {
                             let weight = [s.splat(weight[0]), s.splat(weight[1])];
-                            sum.add(s, s.from_u8(*levels), weight);
+                            sum.add(s, s.widen_u8(*levels), weight);
                         }
                     }
                     let level = s.div(sum.level(s), s.splat(255.0));
@@ -562,6 +545,30 @@ mod tests {
             let got: Vec<u8> =
                 levels(&own, &mut planes, 0).chunks(3).flat_map(|p| p[..depth].to_vec()).collect();
             assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn is_within_one_level_of_what_the_networks_are_taught_with() {
+        use fast_image_resize::images::{Image, ImageRef};
+        use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+        let (from, to) = ((83, 121), (32, 64));
+        for (depth, kind) in [(1, PixelType::U8), (3, PixelType::U8x3)] {
+            let samples = noise(from.0 * from.1 * depth);
+            let source = ImageRef::new(from.1 as u32, from.0 as u32, &samples, kind).unwrap();
+            let mut target = Image::new(to.1 as u32, to.0 as u32, kind);
+            let options = ResizeOptions::new()
+                .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+                .use_alpha(false);
+            Resizer::new().resize(&source, &mut target, &options).unwrap();
+            let mut own = plain(to, 0);
+            let mut planes = Buffer::zeroed(own.planes_len(1));
+            let picture = Pixels::new(&samples, from, depth);
+            own.run(&Team::alone(), Isa::detect().unwrap(), &[picture], &planes);
+            let got = levels(&own, &mut planes, 0);
+            for (got, want) in got.chunks(3).zip(target.buffer().chunks(depth)) {
+                assert!((0..depth).all(|c| got[c].abs_diff(want[c]) <= 1), "{got:?} {want:?}");
+            }
         }
     }
 

@@ -159,9 +159,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// 2ᵃ for whole a from −126 to 127; others give some number or NaN.
     fn pow2(self, a: Self::F) -> Self::F;
-    fn from_u8(self, xs: [u8; LANES]) -> Self::F;
+    fn widen_u8(self, xs: [u8; LANES]) -> Self::F;
     /// Whole numbers from 0 to 255 as bytes; others give some byte.
-    fn to_u8(self, xs: Self::F) -> [u8; LANES];
+    fn narrow_u8(self, xs: Self::F) -> [u8; LANES];
+    /// `to[i][j] = from[j][i]`.
+    fn turn_u8(self, from: [&[u8; LANES]; LANES], to: &mut [[u8; LANES]; LANES]);
 
     /// # Safety
     /// 16 readable f32 at `from`; no alignment needed.
@@ -297,12 +299,20 @@ impl Simd for Portable {
         a.map(|a| f32::from_bits(((a as i32).wrapping_add(127) as u32) << 23))
     }
     #[inline(always)]
-    fn from_u8(self, xs: [u8; LANES]) -> Self::F {
+    fn widen_u8(self, xs: [u8; LANES]) -> Self::F {
         xs.map(f32::from)
     }
     #[inline(always)]
-    fn to_u8(self, xs: Self::F) -> [u8; LANES] {
+    fn narrow_u8(self, xs: Self::F) -> [u8; LANES] {
         xs.map(|x| x as u8)
+    }
+    #[inline(always)]
+    fn turn_u8(self, from: [&[u8; LANES]; LANES], to: &mut [[u8; LANES]; LANES]) {
+        for (i, to) in to.iter_mut().enumerate() {
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = from[i];
+            }
+        }
     }
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> Self::F {
@@ -477,24 +487,29 @@ mod x86 {
         }
         #[inline(always)]
         fn pow2(self, a: Self::F) -> Self::F {
+            let whole = halves!(_mm256_cvtps_epi32(a));
             // SAFETY: as in `halves`.
-            let half = |i: usize| unsafe {
-                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(a[i]), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
-            };
-            [half(0), half(1)]
-        }
-        #[inline(always)]
-        fn from_u8(self, xs: [u8; LANES]) -> Self::F {
-            // SAFETY: as in `halves`; 16 bytes are readable at the array.
             unsafe {
-                let bytes = _mm_loadu_si128(xs.as_ptr().cast());
-                let half = |bytes| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
-                [half(bytes), half(_mm_srli_si128::<8>(bytes))]
+                let bias = _mm256_set1_epi32(127);
+                let exponent = [_mm256_add_epi32(whole[0], bias), _mm256_add_epi32(whole[1], bias)];
+                [
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent[0])),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent[1])),
+                ]
             }
         }
         #[inline(always)]
-        fn to_u8(self, xs: Self::F) -> [u8; LANES] {
+        fn widen_u8(self, xs: [u8; LANES]) -> Self::F {
+            // SAFETY: as in `halves`; 16 bytes are readable at the array.
+            unsafe {
+                let bytes = _mm_loadu_si128(xs.as_ptr().cast());
+                let low = _mm256_cvtepu8_epi32(bytes);
+                let high = _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes));
+                [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+            }
+        }
+        #[inline(always)]
+        fn narrow_u8(self, xs: Self::F) -> [u8; LANES] {
             let mut out = [0; LANES];
             // SAFETY: as in `halves`; 16 bytes are writable at the array.
             unsafe {
@@ -507,6 +522,10 @@ mod x86 {
                 _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_packus_epi16(low, high));
             }
             out
+        }
+        #[inline(always)]
+        fn turn_u8(self, from: [&[u8; LANES]; LANES], to: &mut [[u8; LANES]; LANES]) {
+            turn(from, to);
         }
         #[inline(always)]
         unsafe fn load(self, from: *const f32) -> Self::F {
@@ -537,6 +556,38 @@ mod x86 {
             let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+
+    /// Four rounds of riffling: row i and row i + 8 become rows 2i and 2i + 1.
+    #[inline(always)]
+    fn turn(from: [&[u8; LANES]; LANES], to: &mut [[u8; LANES]; LANES]) {
+        macro_rules! riffle {
+            ($rows:ident: $($i:literal)+) => {
+                // SAFETY: x86-64 has SSE2.
+                [$(unsafe {
+                    [_mm_unpacklo_epi8($rows[$i], $rows[$i + 8]),
+                     _mm_unpackhi_epi8($rows[$i], $rows[$i + 8])]
+                }),+]
+            };
+        }
+        macro_rules! load {
+            ($($i:literal)+) => {
+                // SAFETY: as above; 16 bytes are readable at each row.
+                [$(unsafe { _mm_loadu_si128(from[$i].as_ptr().cast()) }),+]
+            };
+        }
+        let mut rows = load!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+        for _ in 0..4 {
+            let [a, b, c, d, e, f, g, h] = riffle!(rows: 0 1 2 3 4 5 6 7);
+            rows = [
+                a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1], e[0], e[1], f[0], f[1], g[0], g[1],
+                h[0], h[1],
+            ];
+        }
+        for (to, row) in to.iter_mut().zip(rows) {
+            // SAFETY: as above; 16 bytes are writable at each row.
+            unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), row) };
         }
     }
 
@@ -623,12 +674,12 @@ mod x86 {
             whole!(_mm512_scalef_ps(_mm512_set1_ps(1.0), a))
         }
         #[inline(always)]
-        fn from_u8(self, xs: [u8; LANES]) -> Self::F {
+        fn widen_u8(self, xs: [u8; LANES]) -> Self::F {
             // SAFETY: as in `whole`; 16 bytes are readable at the array.
             unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(xs.as_ptr().cast()))) }
         }
         #[inline(always)]
-        fn to_u8(self, xs: Self::F) -> [u8; LANES] {
+        fn narrow_u8(self, xs: Self::F) -> [u8; LANES] {
             let mut out = [0; LANES];
             // SAFETY: as in `whole`; 16 bytes are writable at the array.
             unsafe {
@@ -636,6 +687,10 @@ mod x86 {
                 _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
             }
             out
+        }
+        #[inline(always)]
+        fn turn_u8(self, from: [&[u8; LANES]; LANES], to: &mut [[u8; LANES]; LANES]) {
+            turn(from, to);
         }
         #[inline(always)]
         unsafe fn load(self, from: *const f32) -> Self::F {
@@ -711,6 +766,31 @@ mod tests {
         }
     }
 
+    struct Turn([[u8; LANES]; LANES]);
+
+    impl Kernel for Turn {
+        type Output = [[u8; LANES]; LANES];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let mut to = [[0; LANES]; LANES];
+            s.turn_u8(self.0.each_ref(), &mut to);
+            to
+        }
+    }
+
+    #[test]
+    fn a_square_of_bytes_is_turned() {
+        let from: [[u8; LANES]; LANES] =
+            std::array::from_fn(|i| std::array::from_fn(|j| (16 * i + j) as u8));
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
+            let to = isa.run(Turn(from));
+            for (i, j) in (0..LANES).flat_map(|i| (0..LANES).map(move |j| (i, j))) {
+                assert_eq!(to[i][j], from[j][i], "{}", isa.word());
+            }
+        }
+    }
+
     /// Bytes there and back, and powers of two.
     struct Bytes([u8; LANES]);
 
@@ -719,9 +799,9 @@ mod tests {
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) -> Self::Output {
-            let xs = s.from_u8(self.0);
+            let xs = s.widen_u8(self.0);
             let powers = s.pow2(s.sub(xs, s.splat(126.0)));
-            (s.to_array(xs), s.to_u8(xs), s.to_array(powers))
+            (s.to_array(xs), s.narrow_u8(xs), s.to_array(powers))
         }
     }
 

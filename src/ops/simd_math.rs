@@ -8,7 +8,7 @@ const HIGHEST: f32 = 88.3;
 
 /// ln 2 in two parts; the first has so few bits that n · LN_2_HIGH is exact for |n| < 2¹¹ (Cody and
 /// Waite 1980).
-const LN_2_HIGH: f32 = 0.693_359_375;
+const LN_2_HIGH: f32 = 355.0 / 512.0;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
 
 /// 1.5 · 2²³: adding it rounds what is far smaller to a whole number, ties to even.

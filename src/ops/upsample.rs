@@ -100,9 +100,10 @@ impl Kernel for UpsampleRows<'_> {
                         continue;
                     }
                     let (low, high) = (tap.low * LANES, tap.high * LANES);
-                    let mixed = |upper: S::F, lower: S::F| s.mul_add(lower, down, s.mul(upper, up));
-                    let left = mixed(s.load(upper.add(low)), s.load(lower.add(low)));
-                    let right = mixed(s.load(upper.add(high)), s.load(lower.add(high)));
+                    let left = s.mul(s.load(upper.add(low)), up);
+                    let left = s.mul_add(s.load(lower.add(low)), down, left);
+                    let right = s.mul(s.load(upper.add(high)), up);
+                    let right = s.mul_add(s.load(lower.add(high)), down, right);
                     let left = s.mul(left, s.splat(1.0 - tap.weight));
                     let value = s.mul_add(right, s.splat(tap.weight), left);
                     s.store(to.add(i * LANES), value);
