@@ -10,6 +10,7 @@ pub mod coreset;
 pub mod feature_map;
 pub mod gaussian;
 pub mod interpolate;
+#[allow(unsafe_code)]
 pub mod nearest_prototype;
 pub mod neighbourhood;
 #[allow(unsafe_code)]
