@@ -21,7 +21,8 @@ pub(super) const MOST_DIMS: usize = 1 << 16;
 /// Which 8-bit dot products there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dot8 {
-    /// Plain loops: for tests, too slow to be worth it.
+    /// Plain loops, the twin of the others.
+    #[cfg(test)]
     Plain,
     /// AVX-VNNI.
     Vnni256,
@@ -30,10 +31,12 @@ pub(super) enum Dot8 {
 }
 
 impl Dot8 {
+    #[cfg(test)]
     pub const ALL: [Self; 3] = [Self::Plain, Self::Vnni256, Self::Vnni512];
 
     pub fn is_here(self) -> bool {
         match self {
+            #[cfg(test)]
             Self::Plain => true,
             #[cfg(target_arch = "x86_64")]
             Self::Vnni256 => {
@@ -54,6 +57,7 @@ impl Dot8 {
     /// R of its scan.
     pub fn vectors(self) -> usize {
         match self {
+            #[cfg(test)]
             Self::Plain => 2,
             // 4 registers of lanes and of sums a vector: 12 sums, 2 for what is loaded.
             Self::Vnni256 => 3,
@@ -200,6 +204,7 @@ impl Bytes {
         assert!(panels.end <= self.count() && vectors.len() == self.steps * self.vectors());
         assert!(bars.len() == self.vectors());
         match self.dot {
+            #[cfg(test)]
             Dot8::Plain => self.scan_plain(panels, vectors, bars, values),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `new` found the instructions to be there; lengths are as checked above.
@@ -212,6 +217,7 @@ impl Bytes {
         }
     }
 
+    #[cfg(test)]
     fn scan_plain(
         &self,
         panels: Range<usize>,

@@ -238,8 +238,8 @@ fn scan<S: Simd, const R: usize, const P: usize>(s: S, task: Scan<'_>) -> Option
         for p in 0..P {
             // SAFETY: 16 numbers from p · 16 on lie in the slice of P · 16.
             let halves = unsafe { s.load(halves.as_ptr().add(p * LANES)) };
-            for r in 0..R {
-                let value = s.sub(halves, products[r][p]);
+            for (r, products) in products.iter().enumerate() {
+                let value = s.sub(halves, products[p]);
                 // Asked this way round so that a NaN is a hit.
                 let above = s.lt(s.splat(bars[r].limit), value);
                 hits |= u32::from(above != u16::MAX) << r;
