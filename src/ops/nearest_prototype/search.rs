@@ -15,6 +15,10 @@ use crate::ops::team::Team;
 /// Bytes of the panels that are gone through again and again: a part of a core's second cache.
 const GROUP_BYTES: usize = 192 << 10;
 
+/// Prototypes that wait for one another before one is measured: the first ones that pass a limit are
+/// mostly not the nearest, and a near one rules out others.
+const WAITING: usize = 8;
+
 /// What is looked for.
 pub(super) struct Task<'a> {
     pub queries: &'a [f32],
@@ -50,6 +54,7 @@ struct Desk {
     coded: Vec<Coded>, // [slots]
     bars: Vec<Bar>,    // [slots]
     table: Table,
+    waiting: Vec<Vec<(f32, u32)>>, // [slots]: value and number of prototypes to be measured
 }
 
 /// A query that is being searched for: its place in the piece, and its number.
@@ -77,6 +82,7 @@ impl Scratch {
                 coded: vec![Coded::default(); slots],
                 bars: vec![CLOSED; slots],
                 table: bank.codes.table(),
+                waiting: (0..slots).map(|_| Vec::with_capacity(WAITING)).collect(),
             });
         }
     }
@@ -184,6 +190,7 @@ impl PrototypeBank {
         for from in panels.clone().step_by(group) {
             let to = (from + group).min(panels.end);
             for first in (0..used).step_by(vectors) {
+                let own = first..(first + vectors).min(used);
                 let mut from = from;
                 while let Some(hit) = self.codes.scan(
                     from..to,
@@ -192,48 +199,96 @@ impl PrototypeBank {
                     &desk.bars[first..first + vectors],
                     &mut values,
                 ) {
-                    for r in (0..vectors).filter(|r| hit.vectors >> r & 1 == 1) {
-                        let Some(slot) = desk.slots[..used].get(first + r) else { continue };
-                        let x = &task.queries[slot.query * self.dim..][..self.dim];
-                        let best = &mut out[slot.at * k..][..k];
-                        let (coded, bar) = (&desk.coded[first + r], &mut desk.bars[first + r]);
-                        let panel = hit.panel * width;
-                        self.offer(x, coded, panel, &values[r][..width], bar, best);
+                    for (i, values) in own.clone().zip(&values) {
+                        if hit.vectors >> (i - first) & 1 == 1 {
+                            let Slot { at, query } = desk.slots[i];
+                            let mut search = self.one(task.queries, query, desk, i);
+                            search.offer(
+                                hit.panel * width,
+                                &values[..width],
+                                &mut out[at * k..][..k],
+                            );
+                        }
                     }
                     from = hit.panel + 1;
+                }
+                for i in own {
+                    let Slot { at, query } = desk.slots[i];
+                    self.one(task.queries, query, desk, i).settle(0, &mut out[at * k..][..k]);
                 }
             }
         }
     }
 
-    /// Measures the prototypes from `first` on whose values are not above the limit.
-    fn offer(
-        &self,
-        x: &[f32],
-        coded: &Coded,
-        first: usize,
-        values: &[f32],
-        bar: &mut Bar,
-        best: &mut [Nearest],
-    ) {
-        let lanes = values.len().min(self.len() - first);
-        for (&value, index) in values[..lanes].iter().zip(first as u32..) {
-            // The limit falls; the value of a smaller reach would be larger still.
-            if value > bar.limit || best.iter().any(|near| near.index == index) {
-                continue;
-            }
-            let found = Nearest { index, distance2: self.distance2(x, index) };
-            let at = best.partition_point(|near| near.comes_before(&found));
-            if at < best.len() {
-                best[at..].rotate_right(1);
-                best[at] = found;
-                *bar = coded.bar(best[best.len() - 1].distance2, self.dim, &self.bound);
-            }
+    fn one<'a>(
+        &'a self,
+        queries: &'a [f32],
+        query: usize,
+        desk: &'a mut Desk,
+        i: usize,
+    ) -> One<'a> {
+        One {
+            bank: self,
+            x: &queries[query * self.dim..][..self.dim],
+            coded: &desk.coded[i],
+            bar: &mut desk.bars[i],
+            waiting: &mut desk.waiting[i],
         }
     }
 
     fn distance2(&self, x: &[f32], index: u32) -> f32 {
         self.isa.run(Distance { a: x, b: self.row(index as usize) })
+    }
+}
+
+/// The search of one query.
+struct One<'a> {
+    bank: &'a PrototypeBank,
+    x: &'a [f32], // [D]
+    coded: &'a Coded,
+    bar: &'a mut Bar,
+    waiting: &'a mut Vec<(f32, u32)>,
+}
+
+impl One<'_> {
+    /// Notes the prototypes from `first` on whose values are not above the limit. `best` [k]: the
+    /// nearest so far.
+    fn offer(&mut self, first: usize, values: &[f32], best: &mut [Nearest]) {
+        let lanes = values.len().min(self.bank.len() - first);
+        for (&value, index) in values[..lanes].iter().zip(first as u32..) {
+            // The limit falls; the value of a smaller reach would be larger still.
+            if value > self.bar.limit || best.iter().any(|near| near.index == index) {
+                continue;
+            }
+            if self.waiting.len() == WAITING {
+                self.settle(WAITING - 1, best);
+            }
+            self.waiting.push((value, index));
+        }
+    }
+
+    /// Measures those that wait, the nearest by its value first, until no more than `most` are left
+    /// whose values are not above the limit.
+    fn settle(&mut self, most: usize, best: &mut [Nearest]) {
+        while self.waiting.len() > most {
+            let values = self.waiting.iter().enumerate();
+            let Some((at, _)) = values.min_by(|(_, a), (_, b)| a.0.total_cmp(&b.0)) else { return };
+            let (value, index) = self.waiting.swap_remove(at);
+            if value > self.bar.limit {
+                self.waiting.clear();
+                return;
+            }
+            let found = Nearest { index, distance2: self.bank.distance2(self.x, index) };
+            let at = best.partition_point(|near| near.comes_before(&found));
+            if at < best.len() {
+                best[at..].rotate_right(1);
+                best[at] = found;
+                let farthest = best[best.len() - 1].distance2;
+                *self.bar = self.coded.bar(farthest, self.bank.dim, &self.bank.bound);
+                let limit = self.bar.limit;
+                self.waiting.retain(|(value, _)| *value <= limit);
+            }
+        }
     }
 }
 
