@@ -32,6 +32,7 @@ use crate::ops::gaussian::Gaussian;
 use crate::ops::interpolate::{Align, bilinear, bilinear_planes};
 use crate::ops::nearest_prototype::{Nearest, PrototypeBank, squared_distance};
 use crate::ops::neighbourhood::average_3x3;
+use crate::ops::team::{Team, default_threads};
 
 /// The word for this system in a card.
 pub const SYSTEM: &str = "patch_prototypes";
@@ -85,6 +86,7 @@ pub struct LoadedBackbone {
 pub struct PatchPrototypes {
     features: PatchFeatures,
     bank: PrototypeBank,
+    team: Team,
     /// N · b indices: the b prototypes nearest to each, itself first.
     neighbours: Vec<u32>,
     blur: Gaussian,
@@ -161,8 +163,9 @@ impl PatchPrototypes {
             "{count} prototypes: a memory bank needs at least {NEIGHBOURS}"
         );
         let bank = PrototypeBank::new(prototypes, dims)?;
-        let neighbours = neighbours(&bank)?;
-        Ok(PatchPrototypes { features, bank, neighbours, blur: Gaussian::new(SIGMA_PX) })
+        let team = Team::new(default_threads(), false)?;
+        let neighbours = neighbours(&bank, &team)?;
+        Ok(PatchPrototypes { features, bank, team, neighbours, blur: Gaussian::new(SIGMA_PX) })
     }
 
     /// From the tensors of a bundle: `prototypes` [N, D] and, for a user's backbone, its tensors
@@ -209,7 +212,7 @@ impl PatchPrototypes {
 
     /// What [`Detector::detect`] says of pictures whose features [B·P, D] are there already.
     pub fn detect_features(&self, features: &[f32]) -> Result<Vec<Detection>> {
-        let nearest = self.bank.nearest(features)?;
+        let nearest = self.bank.nearest(&self.team, features)?;
         let (rows, columns) = self.features.grid();
         let patches = rows * columns;
         features
@@ -304,8 +307,8 @@ fn bundled_backbone(card: &bundle::Card, tensors: BTreeMap<String, Tensor>) -> R
 }
 
 /// The b prototypes nearest to each, itself first.
-fn neighbours(bank: &PrototypeBank) -> Result<Vec<u32>> {
-    let ranked = bank.top(bank.rows(), NEIGHBOURS)?;
+fn neighbours(bank: &PrototypeBank, team: &Team) -> Result<Vec<u32>> {
+    let ranked = bank.top(team, bank.rows(), NEIGHBOURS)?;
     let mut neighbours = Vec::with_capacity(bank.len() * NEIGHBOURS);
     for (own, ranked) in ranked.chunks_exact(NEIGHBOURS).enumerate() {
         // a twin of this prototype may come before it
