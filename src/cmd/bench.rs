@@ -84,8 +84,17 @@ pub fn run(args: &Args) -> Result<()> {
     println!("{}, {} CPUs, {} kernels", cpu_model(), team::default_threads(), isa.word());
     println!(
         "{:17} {:>5} {:>7} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8}",
-        "net", "batch", "threads", "min ms", "median", "p99", "images/s", "GFLOP/s", "of peak",
-        "maps MiB", "weights"
+        "net",
+        "batch",
+        "threads",
+        "min ms",
+        "median",
+        "p99",
+        "images/s",
+        "GFLOP/s",
+        "of peak",
+        "maps MiB",
+        "weights"
     );
     let mut all = Vec::new();
     for &threads in &args.threads {

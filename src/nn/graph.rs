@@ -227,6 +227,27 @@ impl Graph {
         self.outputs = outputs;
     }
 
+    /// The part of this network that `outputs` need, and nothing else.
+    pub fn to_outputs(&self, outputs: &[Value]) -> Self {
+        let mut needed = vec![false; self.nodes.len()];
+        for output in outputs {
+            needed[output.0] = true;
+        }
+        for (i, node) in self.nodes.iter().enumerate().rev() {
+            if needed[i] {
+                node.inputs.iter().for_each(|input| needed[input.0] = true);
+            }
+        }
+        let mut part = Self::default();
+        let mut now_at = vec![Value(usize::MAX); self.nodes.len()];
+        for (i, node) in self.nodes.iter().enumerate().filter(|(i, _)| needed[*i]) {
+            let inputs: Vec<Value> = node.inputs.iter().map(|input| now_at[input.0]).collect();
+            now_at[i] = part.push(node.op.clone(), &inputs, node.dims);
+        }
+        part.set_outputs(outputs.iter().map(|output| now_at[output.0]).collect());
+        part
+    }
+
     fn push(&mut self, op: Op, inputs: &[Value], dims: Dims) -> Value {
         self.nodes.push(Node { op, inputs: inputs.to_vec(), dims });
         Value(self.nodes.len() - 1)

@@ -303,9 +303,7 @@ impl Step {
             Work::PatchAttention { patch } => {
                 patch_attention::scratch_len(self.from[0].shape, *patch)
             }
-            Work::LevelCounts { .. } => {
-                texture::level_counts_scratch(images, self.to.shape.width)
-            }
+            Work::LevelCounts { .. } => texture::level_counts_scratch(images, self.to.shape.width),
             Work::CoOccurrence { .. } => {
                 let Shape { height, width, .. } = self.to.shape;
                 let (regions, levels) = (height.isqrt(), width.isqrt());

@@ -113,7 +113,7 @@ impl Kernel for Project<'_> {
             for (block, signs) in signs.as_chunks::<LANES>().0.chunks_exact(dim).enumerate() {
                 let mut sums = [s.zero(); ROWS];
                 for (i, signs) in signs.iter().enumerate() {
-                    let signs = s.from_array(*signs);
+                    let signs = s.load_array(*signs);
                     for (sum, x) in sums.iter_mut().zip([a[i], b[i], c[i], d[i]]) {
                         *sum = s.add(*sum, s.mul(s.splat(x), signs));
                     }

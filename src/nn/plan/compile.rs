@@ -133,7 +133,9 @@ fn fuse(graph: &Graph) -> Vec<Chain> {
         if conv && !stem {
             let summand = Value(chain.tail);
             // x + x has two arguments and one reader.
-            let twice = only(chain.tail).is_some_and(|next| nodes[next].inputs[0] == nodes[next].inputs[nodes[next].inputs.len() - 1]);
+            let twice = only(chain.tail).is_some_and(|next| {
+                nodes[next].inputs[0] == nodes[next].inputs[nodes[next].inputs.len() - 1]
+            });
             if !twice && let Some(sum) = take(&mut chain, &|op| *op == Op::Add) {
                 let other = nodes[sum].inputs.iter().find(|input| **input != summand);
                 chain.sum = other.map(|&other| (sum, other));
@@ -161,7 +163,8 @@ impl Chain {
 }
 
 fn lives(graph: &Graph, chains: &[Chain]) -> Vec<Life> {
-    let made = |step: usize, chain: &Chain| Life { value: Value(chain.tail), made: step, read: step };
+    let made =
+        |step: usize, chain: &Chain| Life { value: Value(chain.tail), made: step, read: step };
     let mut lives: Vec<Life> =
         chains.iter().enumerate().map(|(step, chain)| made(step, chain)).collect();
     for (step, chain) in chains.iter().enumerate() {
@@ -234,8 +237,7 @@ impl Compiler<'_> {
         };
         let channels = self.graph.nodes()[node].dims.channels;
         let mut read = [const { Vec::new() }; 4];
-        for (values, kind) in
-            read.iter_mut().zip(["weight", "bias", "running_mean", "running_var"])
+        for (values, kind) in read.iter_mut().zip(["weight", "bias", "running_mean", "running_var"])
         {
             *values = self.tensor(&format!("{name}.{kind}"), &[channels])?;
         }
@@ -389,7 +391,10 @@ impl Compiler<'_> {
             flops,
         };
         if self.graph.node(input).op == Op::Input {
-            ensure!(conv.dilation == 1 && conv.groups == 1, "a first layer has one group, undilated");
+            ensure!(
+                conv.dilation == 1 && conv.groups == 1,
+                "a first layer has one group, undilated"
+            );
             let stem = StemConv::new(
                 self.isa,
                 whole,
@@ -425,9 +430,7 @@ impl Compiler<'_> {
             .weights
             .chunks(geometry.weights())
             .zip(folded.bias.chunks(c_out))
-            .map(|(weights, bias)| {
-                Conv::new(self.isa, geometry, weights, bias, own, self.threads)
-            })
+            .map(|(weights, bias)| Conv::new(self.isa, geometry, weights, bias, own, self.threads))
             .collect();
         Ok(named(Work::Conv { groups, residual, relu }, places))
     }

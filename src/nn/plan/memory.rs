@@ -123,9 +123,10 @@ impl Layout {
             let (side, planes) = ((shape.height, shape.width), images * shape.blocks());
             let free = |slot: &&mut Slot| slot.side == side && slot.busy_to < life.made;
             // The one that fits best, else the one that has to grow least.
-            let best = slots.iter_mut().filter(free).min_by_key(|slot| {
-                (slot.planes < planes, slot.planes.abs_diff(planes))
-            });
+            let best = slots
+                .iter_mut()
+                .filter(free)
+                .min_by_key(|slot| (slot.planes < planes, slot.planes.abs_diff(planes)));
             if let Some(slot) = best {
                 slot.planes = slot.planes.max(planes);
                 slot.busy_to = life.read;

@@ -232,7 +232,9 @@ fn what_does_not_fit_the_network_is_refused() {
 }
 
 /// Every operation, as a function of two maps [4, 8, 8]; a tuple's word names it.
-fn differentiable() -> Vec<(&'static str, fn(&mut Graph, Value, Value) -> Value)> {
+type Case = (&'static str, fn(&mut Graph, Value, Value) -> Value);
+
+fn differentiable() -> Vec<Case> {
     vec![
         ("relu", |g, a, _| g.relu(a)),
         ("leaky relu", |g, a, _| g.leaky_relu(a, 0.1)),

@@ -216,7 +216,7 @@ impl Kernel for Refresh<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (block, rows) in self.blocks.iter_mut().zip(self.rows.chunks_exact(self.dim)) {
-            let mut bounds = s.from_array(block.bounds);
+            let mut bounds = s.load_array(block.bounds);
             let level = s.splat(self.level);
             let centres = self.centres.chunks_exact(self.dim);
             for centre in centres.skip(block.seen) {
@@ -246,7 +246,7 @@ impl Kernel for Measure<'_> {
     fn run<S: Simd>(self, s: S) {
         for (bounds, rows) in self.bounds.iter_mut().zip(self.rows.chunks_exact(self.dim)) {
             let new = distances2(s, rows, self.centre);
-            *bounds = Row(s.to_array(s.min(new, s.from_array(bounds.0))));
+            *bounds = Row(s.to_array(s.min(new, s.load_array(bounds.0))));
         }
     }
 }
@@ -267,7 +267,7 @@ fn distances2<S: Simd>(s: S, rows: &[Row], centre: &[f32]) -> S::F {
             for i in 0..length {
                 for (j, sum) in sums.iter_mut().enumerate() {
                     let apart = s
-                        .sub(s.from_array(rows[j * length + i].0), s.splat(centre[j * length + i]));
+                        .sub(s.load_array(rows[j * length + i].0), s.splat(centre[j * length + i]));
                     *sum = s.add(*sum, s.mul(apart, apart));
                 }
             }
@@ -278,7 +278,7 @@ fn distances2<S: Simd>(s: S, rows: &[Row], centre: &[f32]) -> S::F {
     }
     let mut rest = s.zero();
     for (row, x) in rows_rest.iter().zip(centre_rest) {
-        let apart = s.sub(s.from_array(row.0), s.splat(*x));
+        let apart = s.sub(s.load_array(row.0), s.splat(*x));
         rest = s.add(rest, s.mul(apart, apart));
     }
     s.add(total, rest)
