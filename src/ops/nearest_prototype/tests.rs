@@ -108,7 +108,7 @@ fn prototypes_nearer_to_each_other_than_codes_can_tell_are_told_apart() {
     // Two clumps far apart: steps of a code are as large as a clump or larger.
     for (dim, size) in [(2, 2e-2), (3, 1e-2), (5, 1e-2), (5, 1e-4)] {
         let mut clumps = |n: usize| -> Vec<f32> {
-            let side = |i: usize| if i % 2 == 0 { 1.0 } else { -1.0 };
+            let side = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
             (0..n * dim).map(|i| side(i / dim) + size * rng.random::<f32>()).collect()
         };
         let (rows, queries) = (clumps(700), clumps(60));
