@@ -150,8 +150,13 @@ fn farthest_points(
         if largest <= 0.0 {
             break;
         }
-        let level = LEVEL * largest.min(f32::MAX);
+        let mut level = LEVEL * largest.min(f32::MAX);
         points.refresh(level);
+        // Points all about as far, as of noise, would be copied all.
+        let (largest, most) = (points.largest_bound(), (points.len() / 8).max(4096));
+        while level < largest && points.count_at_least(level) > most {
+            level = raised(level, largest);
+        }
         let mut near = points.at_least(level);
         while chosen.len() < target
             && let Some(farthest) = near.farthest().filter(|far| far.distance2 >= level)
@@ -165,6 +170,11 @@ fn farthest_points(
         points.take_back(&near);
     }
     chosen
+}
+
+/// Between the two and above `level`, at the least by one step of f32.
+fn raised(level: f32, largest: f32) -> f32 {
+    (0.5 * (level + largest)).clamp(level.next_up(), largest)
 }
 
 /// Of squared distances: lower, more points are kept up to date; higher, all points are looked at
@@ -247,6 +257,17 @@ mod tests {
         };
         assert_eq!(chosen(1, 7), chosen(5, 7));
         assert_ne!(chosen(2, 7), chosen(2, 8));
+    }
+
+    #[test]
+    fn more_points_at_the_same_distance_than_are_copied_at_once() {
+        // Three times as many as that, on ten places of a circle, and the middle.
+        let mut points = vec![0.0, 0.0];
+        for i in 0..13_000 {
+            let angle = (i % 10) as f32;
+            points.extend([angle.sin(), angle.cos()]);
+        }
+        assert_eq!(order(&points, 2, 0, 12, |_, _| {}), plain(&points, 2, 0, 12));
     }
 
     #[test]

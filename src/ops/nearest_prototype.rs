@@ -60,8 +60,9 @@ pub enum Scan {
 }
 
 impl Scan {
-    /// What suits `count` prototypes of `dim` dimensions. Sketching a query costs as much as
-    /// measuring it against some hundred prototypes; from a thousand on it always pays.
+    /// What suits `count` prototypes of `dim` dimensions. To sketch a query costs as much as to scan
+    /// some two hundred prototypes in f32; from a thousand on, sketches were several times faster
+    /// both on patch features, which vary in few directions, and on noise, which varies in all.
     pub fn usual(count: usize, dim: usize) -> Self {
         if count >= 1024 && dim >= 64 { Self::Int8 } else { Self::F32 }
     }
@@ -160,6 +161,9 @@ impl PrototypeBank {
 
     /// As [`PrototypeBank::nearest`], into `out` [Q], without allocation where `scratch` has seen
     /// this bank and a team as large.
+    ///
+    /// # Panics
+    /// If `out` is of another length.
     pub fn nearest_into(
         &self,
         team: &Team,
@@ -171,6 +175,9 @@ impl PrototypeBank {
     }
 
     /// As [`PrototypeBank::top`] with 1 ≤ `k` ≤ N, into `out` [Q, k].
+    ///
+    /// # Panics
+    /// If `k` or the length of `out` is another.
     pub fn top_into(
         &self,
         team: &Team,

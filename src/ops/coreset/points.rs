@@ -114,6 +114,12 @@ impl Points {
         });
     }
 
+    /// How many points have a bound of `level` or more.
+    pub fn count_at_least(&self, level: f32) -> usize {
+        let blocks = self.blocks.iter().filter(|block| block.largest >= level);
+        blocks.flat_map(|block| block.bounds).filter(|bound| *bound >= level).count()
+    }
+
     /// The points whose bound is `level` or more.
     pub fn at_least(&self, level: f32) -> Near {
         let mut near = Near { isa: self.isa, dim: self.dim, ..Near::default() };

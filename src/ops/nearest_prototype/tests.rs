@@ -103,6 +103,23 @@ fn tie_goes_to_the_lowest_index() {
 }
 
 #[test]
+fn prototypes_nearer_to_each_other_than_codes_can_tell_are_told_apart() {
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    // Two clumps far apart: steps of a code are as large as a clump or larger.
+    for (dim, size) in [(2, 2e-2), (3, 1e-2), (5, 1e-2), (5, 1e-4)] {
+        let mut clumps = |n: usize| -> Vec<f32> {
+            let side = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
+            (0..n * dim).map(|i| side(i / dim) + size * rng.random::<f32>()).collect()
+        };
+        let (rows, queries) = (clumps(700), clumps(60));
+        let want = plain_top(&rows, &queries, dim, 3);
+        for bank in banks(&rows, dim) {
+            assert_eq!(bank.top(&Team::alone(), &queries, 3).unwrap(), want, "{dim} {size}");
+        }
+    }
+}
+
+#[test]
 fn nan_is_refused() {
     let team = Team::alone();
     assert!(PrototypeBank::new(vec![1.0, f32::NAN], 1).is_err());
