@@ -42,7 +42,7 @@ pub struct Node {
     pub dims: Dims,
 }
 
-/// A convolution apart from its numbers: `<name>.weight` [O, C/G, K, K], and `<name>.bias` [O].
+/// A convolution apart from its numbers: `<name>.weight` [O, C/G, K, K], and `<name>.bias` `[O]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conv {
     pub name: String,
@@ -107,7 +107,7 @@ pub enum Op {
     /// What comes from outside: the picture, [3, H, W], normalised.
     Input,
     Conv(Conv),
-    /// `<name>.weight`, `.bias`, `.running_mean`, `.running_var` [C]; ε = 10⁻⁵.
+    /// `<name>.weight`, `.bias`, `.running_mean`, `.running_var` `[C]`; ε = 10⁻⁵.
     BatchNorm {
         name: String,
     },
