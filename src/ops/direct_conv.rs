@@ -289,6 +289,11 @@ unsafe fn places<S: Simd, const P: usize, const R: usize>(s: S, at: Places, floo
                 let mut from = at.from.wrapping_add(
                     block * at.x_plane + ky * at.dilation * at.x_row + kx * at.dilation * LANES,
                 );
+                // The places to the right come next: the planes are too many runs of memory for the
+                // machine to foresee. Fetching ahead reads nothing.
+                for r in R..2 * R {
+                    s.prefetch(from.wrapping_add(r * at.step));
+                }
                 for _ in 0..LANES {
                     // SAFETY: the tap falls into the plane for each of the R places; its weights are
                     // 16 rows of P blocks.
