@@ -35,7 +35,8 @@ impl Rows {
 
 /// m = v·u for a panel u [16·K, 16·P] of `panel` = P ≤ `S::PANEL` blocks, `v` having `of.0` = K blocks
 /// and `m` having `of.1` blocks, of which P from `first` on are written. What follows u in memory,
-/// which is the next panel, is fetched meanwhile.
+/// which is the next panel, is fetched meanwhile, a share of it with each piece of rows, so that memory
+/// is never idle.
 ///
 /// # Safety
 /// `v`, `m` and `u` must hold what this says; m overlaps neither.
@@ -49,6 +50,7 @@ pub(super) unsafe fn multiply<S: Simd>(
     m: *mut f32,
     u: *const f32,
 ) {
+    let (len, pieces) = (of.0 * LANES * panel * LANES, rows.count.div_ceil(rows.piece));
     for done in (0..rows.count).step_by(rows.piece) {
         let count = rows.piece.min(rows.count - done);
         // SAFETY: the piece that row `done` begins, in both.
@@ -58,13 +60,15 @@ pub(super) unsafe fn multiply<S: Simd>(
                 u,
                 m: m.add(rows.place(done, first, of.1)),
                 blocks_in: of.0,
+                next: u.wrapping_add(len + done / rows.piece * (len / pieces)),
+                next_step: panel * LANES / pieces,
             }
         };
         // SAFETY: as the caller promises, for `count` rows.
         unsafe {
             match panel {
-                1 => pieces::<S, 1>(s, count, at, done == 0),
-                2 => pieces::<S, 2>(s, count, at, done == 0),
+                1 => dispatch::<S, 1>(s, count, at),
+                2 => dispatch::<S, 2>(s, count, at),
                 _ => unreachable!("a panel has at most two blocks"),
             }
         }
@@ -77,23 +81,20 @@ struct Piece {
     u: *const f32, // [K][16][16·P]
     m: *mut f32,   // [P][R][16]
     blocks_in: usize,
+    /// What is fetched of the next panel meanwhile, and how far it goes on with each row of u.
+    next: *const f32,
+    next_step: usize,
 }
 
 /// # Safety
 /// As [`multiply`], `rows` ≤ `S::ROWS`.
 #[inline(always)]
-unsafe fn pieces<S: Simd, const P: usize>(s: S, rows: usize, at: Piece, fetch: bool) {
+unsafe fn dispatch<S: Simd, const P: usize>(s: S, rows: usize, at: Piece) {
     macro_rules! sizes {
         ($($rows:literal)*) => {
             match rows {
                 // SAFETY: as the caller promises.
-                $($rows if $rows <= S::ROWS => unsafe {
-                    if fetch {
-                        piece::<S, P, $rows, true>(s, at);
-                    } else {
-                        piece::<S, P, $rows, false>(s, at);
-                    }
-                },)*
+                $($rows if $rows <= S::ROWS => unsafe { piece::<S, P, $rows>(s, at) },)*
                 _ => unreachable!("{rows} rows at once"),
             }
         };
@@ -104,10 +105,9 @@ unsafe fn pieces<S: Simd, const P: usize>(s: S, rows: usize, at: Piece, fetch: b
 /// # Safety
 /// As [`multiply`], for R rows and P blocks.
 #[inline(always)]
-unsafe fn piece<S: Simd, const P: usize, const R: usize, const FETCH: bool>(s: S, at: Piece) {
-    let ahead = at.blocks_in * LANES * P * LANES;
+unsafe fn piece<S: Simd, const P: usize, const R: usize>(s: S, at: Piece) {
     let mut sums = [[s.zero(); P]; R];
-    let (mut u, mut v) = (at.u, at.v);
+    let (mut u, mut v, mut next) = (at.u, at.v, at.next);
     for _ in 0..at.blocks_in {
         for _ in 0..LANES {
             // SAFETY: a row of u and a number of each row of v. Fetching ahead reads nothing: it may
@@ -116,10 +116,9 @@ unsafe fn piece<S: Simd, const P: usize, const R: usize, const FETCH: bool>(s: S
                 let mut weights = [s.zero(); P];
                 for p in 0..P {
                     weights[p] = s.load(u.add(p * LANES));
-                    if FETCH {
-                        s.prefetch(u.wrapping_add(ahead + p * LANES));
-                    }
                 }
+                s.prefetch(next);
+                next = next.wrapping_add(at.next_step);
                 for r in 0..R {
                     let x = s.splat(*v.add(r * LANES));
                     for p in 0..P {
