@@ -125,6 +125,9 @@ struct Places {
     to: *mut f32,
     y_plane: usize,
     taps: Taps,
+    /// What is fetched of the weights that come next, and how many lines of 16 with each tap and block.
+    next: *const f32,
+    next_lines: usize,
 }
 
 impl Kernel for Work<'_> {
@@ -155,6 +158,14 @@ impl Kernel for Work<'_> {
                 } else {
                     s.splat(f32::NEG_INFINITY)
                 };
+                // SAFETY: the panel whose first output block is `first`.
+                let weights =
+                    unsafe { self.conv.weights.as_ptr().add(first * input.blocks() * per_block) };
+                // The weights that come next, shared out among the pieces of the rows.
+                let across = out.width.div_ceil(S::CONV_ROWS);
+                let next_lines = (blocks * LANES).div_ceil(rows.len() * across);
+                let next_len = (to - from) * kernel * kernel * next_lines * LANES;
+                let mut next = weights.wrapping_add(to * per_block * blocks);
                 for oy in rows.clone() {
                     let top = (oy * stride) as isize - padding as isize;
                     let mut places = Places {
@@ -165,10 +176,7 @@ impl Kernel for Work<'_> {
                         dilation,
                         kernel,
                         blocks: (from, to),
-                        // SAFETY: the panel whose first output block is `first`.
-                        weights: unsafe {
-                            self.conv.weights.as_ptr().add(first * input.blocks() * per_block)
-                        },
+                        weights,
                         // SAFETY: the bias has as many blocks as y.
                         begin: (from == 0)
                             .then(|| unsafe { self.conv.bias.as_ptr().add(first * LANES) }),
@@ -178,6 +186,8 @@ impl Kernel for Work<'_> {
                         to: self.y.place(image, first, oy as isize, 0),
                         y_plane: self.y.plane_len(),
                         taps: Taps { y: taps(top, input.height, kernel, dilation), x: (0, kernel) },
+                        next,
+                        next_lines,
                     };
                     let mut ox = 0;
                     while ox < out.width {
@@ -204,8 +214,10 @@ impl Kernel for Work<'_> {
                                 *at = at.add(count * LANES);
                             }
                         }
+                        places.next = places.next.wrapping_add(next_len);
                         ox += count;
                     }
+                    next = places.next;
                 }
             }
         }
@@ -281,6 +293,7 @@ unsafe fn places<S: Simd, const P: usize, const R: usize>(s: S, at: Places, floo
             }
         }
     }
+    let mut next = at.next;
     for block in at.blocks.0..at.blocks.1 {
         for ky in at.taps.y.0..at.taps.y.1 {
             for kx in at.taps.x.0..at.taps.x.1 {
@@ -293,6 +306,10 @@ unsafe fn places<S: Simd, const P: usize, const R: usize>(s: S, at: Places, floo
                 // machine to foresee. Fetching ahead reads nothing.
                 for r in R..2 * R {
                     s.prefetch(from.wrapping_add(r * at.step));
+                }
+                for _ in 0..at.next_lines {
+                    s.prefetch(next);
+                    next = next.wrapping_add(LANES);
                 }
                 for _ in 0..LANES {
                     // SAFETY: the tap falls into the plane for each of the R places; its weights are
