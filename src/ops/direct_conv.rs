@@ -365,7 +365,7 @@ fn pack(geometry: Geometry, weights: &[f32], panel: usize) -> Frozen {
 #[cfg(test)]
 mod tests {
     use super::super::conv::Conv;
-    use super::super::conv::tests::check_kernel;
+    use super::super::conv::tests::{check_kernel, numbers};
     use super::*;
 
     #[test]
@@ -384,6 +384,8 @@ mod tests {
             Case(1, 16, 16, 14, 14, (7, 2, 3, 1)),
             Case(1, 16, 16, 13, 9, (3, 1, 4, 4)),
             Case(1, 16, 16, 9, 9, (3, 1, 0, 2)),
+            // more channels than are summed over at once
+            Case(1, 140, 70, 3, 5, (5, 1, 2, 1)),
         ];
         for Case(images, c_in, c_out, height, width, (kernel, stride, padding, dilation)) in cases {
             let geometry = Geometry { c_in, c_out, kernel, stride, padding, dilation };
@@ -391,6 +393,29 @@ mod tests {
             check_kernel(geometry, input, |isa, weights, bias, _| {
                 Conv::Direct(DirectConv::new(isa, geometry, weights, bias, input))
             });
+        }
+    }
+
+    #[test]
+    fn the_output_may_be_the_residual() {
+        let geometry =
+            Geometry { c_in: 140, c_out: 20, kernel: 5, stride: 1, padding: 2, dilation: 1 };
+        let (input, out) = (Shape::new(1, 140, 3, 4), Shape::new(1, 20, 3, 4));
+        let (x, w) = (numbers(140 * 12, 1), numbers(geometry.weights(), 2));
+        let (from, other, own) =
+            (Buffer::zeroed(input.len()), Buffer::zeroed(out.len()), Buffer::zeroed(out.len()));
+        from.map(input, 0).write(&x);
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
+            let conv = DirectConv::new(isa, geometry, &w, &[0.5; 20], input);
+            let residual = numbers(20 * 12, 3);
+            own.map(out, 0).write(&residual);
+            let rest = Buffer::zeroed(out.len());
+            rest.map(out, 0).write(&residual);
+            let stage = |map| Stage { residual: Some(map), relu: true };
+            let x = from.map(input, 0);
+            conv.run(&Team::alone(), x, own.map(out, 0), stage(own.map(out, 0)));
+            conv.run(&Team::alone(), x, other.map(out, 0), stage(rest.map(out, 0)));
+            assert_eq!(own.map(out, 0).read(), other.map(out, 0).read());
         }
     }
 
