@@ -114,15 +114,15 @@ unsafe fn piece<S: Simd, const P: usize, const R: usize>(s: S, at: Piece) {
             // point past the end.
             unsafe {
                 let mut weights = [s.zero(); P];
-                for p in 0..P {
-                    weights[p] = s.load(u.add(p * LANES));
+                for (p, weights) in weights.iter_mut().enumerate() {
+                    *weights = s.load(u.add(p * LANES));
                 }
                 s.prefetch(next);
                 next = next.wrapping_add(at.next_step);
-                for r in 0..R {
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let x = s.splat(*v.add(r * LANES));
                     for p in 0..P {
-                        sums[r][p] = s.mul_add(x, weights[p], sums[r][p]);
+                        sums[p] = s.mul_add(x, weights[p], sums[p]);
                     }
                 }
                 u = u.add(P * LANES);
