@@ -7,7 +7,7 @@
 //! is how concatenation costs nothing. The int8 path keeps its activations in the same layout, a byte
 //! a number ([`ByteMap`]).
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -57,12 +57,13 @@ impl<T: Number> Memory<T> {
         let alignment = if bytes >= HUGE { HUGE } else { ALIGNMENT };
         let layout = Layout::from_size_align(bytes, alignment).expect("far below isize::MAX");
         // SAFETY: the layout has a size above zero.
-        let start = unsafe { alloc_zeroed(layout) };
+        let start = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         #[cfg(target_os = "linux")]
         if bytes >= HUGE {
             // SAFETY: the range is ours and was just allocated. It is advice: an answer of no
-            // changes nothing, and the first touch comes after it.
+            // changes nothing. It comes before the first touch, which is what it is about, and why
+            // the zeros are not asked of the allocator.
             unsafe {
                 let _ = rustix::mm::madvise(
                     start.as_ptr().cast(),
@@ -71,6 +72,8 @@ impl<T: Number> Memory<T> {
                 );
             }
         }
+        // SAFETY: the range is ours, and all zeros is a number.
+        unsafe { start.as_ptr().write_bytes(0, bytes) };
         Self { start: start.cast(), len, layout }
     }
 
