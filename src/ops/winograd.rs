@@ -142,6 +142,8 @@ impl Winograd {
         check(&self.geometry, self.input, x, y, stage);
         assert_eq!(team.threads(), self.threads, "made for another team");
         assert!(scratch.len() >= self.scratch_len(), "scratch of {} numbers", scratch.len());
+        let held = [Some(x), Some(y), stage.residual].into_iter().flatten();
+        assert!(!{ held }.any(|map| map.is_in(scratch)), "scratch memory holds a map");
         let block = self.block_for(self.threads);
         let (v_len, m_len) = self.matrices(block);
         let (all, blocks_in, blocks_out) =
@@ -539,5 +541,19 @@ mod tests {
             conv.run(&Team::alone(), x.map(shape, 0), y.map(shape, 0), stage, &scratch);
             assert!(y.map(shape, 0).get(0, 5, 1, 1).is_nan());
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "scratch memory holds a map")]
+    fn scratch_memory_with_a_map_in_it_is_refused() {
+        let shape = Shape::new(1, 16, 4, 4);
+        let geometry =
+            Geometry { c_in: 16, c_out: 16, kernel: 3, stride: 1, padding: 1, dilation: 1 };
+        let (weights, bias) = (vec![0.0; geometry.weights()], [0.0; 16]);
+        let conv = Winograd::new(Isa::Portable, geometry, &weights, &bias, shape, 1);
+        let x = Buffer::zeroed(shape.len());
+        let scratch = Buffer::zeroed(conv.scratch_len() + shape.len());
+        let y = scratch.map(shape, 0);
+        conv.run(&Team::alone(), x.map(shape, 0), y, Stage::default(), &scratch);
     }
 }
