@@ -27,7 +27,7 @@ pub const USUAL_BANK: usize = 3000;
 pub const CAMERA_PX: u32 = 900;
 
 /// Different pictures, taken in turn.
-const PICTURES: u64 = 8;
+const PICTURES: u64 = 4;
 
 /// Seeds of the parts that make the bank, and of those that are inspected.
 const BANK_SEED: u64 = 1;

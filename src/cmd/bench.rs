@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long)]
     samples: bool,
     #[command(flatten)]
-    jobs: jobs::Args,
+    jobs: jobs::Options,
 }
 
 /// One line of the table.

@@ -23,7 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Figures, LEAST_RUNS, now};
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct Options {
     /// For search and patch_prototypes: safetensors with prototypes [N, D]; for search also
     /// queries [Q, D]
     #[arg(long)]
@@ -127,7 +127,7 @@ impl Bench<'_> {
     }
 
     fn patch_prototypes(&self, team: &Arc<Team>, peak: f64) -> Result<Vec<Figures>> {
-        let Args { bank, bank_size, backbone, .. } = &self.args.jobs;
+        let Options { bank, bank_size, backbone, .. } = &self.args.jobs;
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let engine = Engine { isa: self.isa, team: team.clone() };
         let mut features = patches::features(&patches::backbone(backbone, &mut rng)?, &engine)?;
