@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use inspectd::bench::nets::Net;
 use inspectd::bench::samples::milliseconds;
 use inspectd::bench::{Samples, peak, samples};
-use inspectd::nn::plan::Plan;
+use inspectd::nn::graph::Graph;
+use inspectd::nn::plan::{Calibrator, Plan, Precision};
 use inspectd::nn::weights::Weights;
 use inspectd::ops::simd::Isa;
 use inspectd::ops::team::{self, Team};
@@ -24,6 +25,9 @@ pub struct Args {
     /// resnet18-layer3, resnet50-layer3, compact, destseg, ntsnet, prn or mlff; again for more
     #[arg(long, default_values_t = ["resnet18-layer3".to_owned(), "compact".to_owned()])]
     net: Vec<String>,
+    /// f32, or int8: what convolutions compute with; again for more
+    #[arg(long, default_values_t = ["f32".to_owned()])]
+    precision: Vec<String>,
     /// Pictures at once; again for more
     #[arg(long, default_values_t = [1])]
     batch: Vec<usize>,
@@ -80,21 +84,35 @@ pub fn run(args: &Args) -> Result<()> {
         args.seconds
     );
     let nets: Vec<Net> = args.net.iter().map(|word| Net::of(word)).collect::<Result<_>>()?;
+    let precisions: Vec<Precision> =
+        args.precision.iter().map(|word| word.parse()).collect::<Result<_>>()?;
     let isa = Isa::detect()?;
     println!("{}, {} CPUs, {} kernels", cpu_model(), team::default_threads(), isa.word());
     println!(
-        "{:17} {:>5} {:>7} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8}",
-        "net", "batch", "threads", "min ms", "median", "p99", "images/s", "GFLOP/s", "of peak",
-        "maps MiB", "weights"
+        "{:17} {:>9} {:>5} {:>7} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8}",
+        "net",
+        "precision",
+        "batch",
+        "threads",
+        "min ms",
+        "median",
+        "p99",
+        "images/s",
+        "GFLOP/s",
+        "of peak",
+        "maps MiB",
+        "weights"
     );
     let mut all = Vec::new();
     for &threads in &args.threads {
         let team = Arc::new(Team::new(threads, false)?);
         let peak = peak::measure(isa, &team, now);
         for &net in &nets {
-            for &batch in &args.batch {
+            for (&batch, &precision) in
+                args.batch.iter().flat_map(|batch| precisions.iter().map(move |p| (batch, p)))
+            {
                 ensure!((1..=64).contains(&batch), "batch = {batch}: must be from 1 to 64");
-                let figures = time(args, net, batch, isa, &team, peak)
+                let figures = time(args, (net, precision), batch, isa, &team, peak)
                     .with_context(|| format!("net {}", net.word()))?;
                 all.push(figures);
             }
@@ -109,7 +127,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn time(
     args: &Args,
-    net: Net,
+    (net, precision): (Net, Precision),
     batch: usize,
     isa: Isa,
     team: &Arc<Team>,
@@ -121,18 +139,27 @@ fn time(
         Some(path) => Weights::open(path)?,
         None => graph.random_weights(&mut rng)?,
     };
-    let mut plan = Plan::new(&graph, &weights, batch, isa, team.clone())?;
+    let dims = graph.nodes()[0].dims;
+    let pixels: Vec<f32> =
+        (0..batch * 3 * dims.height * dims.width).map(|_| rng.random_range(-2.0..2.0)).collect();
+    let mut plan = match precision {
+        Precision::F32 => Plan::new(&graph, &weights, batch, isa, team.clone())?,
+        Precision::Int8 => quantized(&graph, &weights, batch, isa, team, &pixels)?,
+    };
     drop(weights);
     let planes = plan.planes();
-    let pixels: Vec<f32> = (0..batch * 3 * planes.height * planes.width)
-        .map(|_| rng.random_range(-2.0..2.0))
-        .collect();
     planes.write(&pixels, plan.pixels());
 
-    let samples = samples::repeat(args.seconds, LEAST_RUNS, now, || plan.run());
+    let mut outcome = Ok(());
+    let samples = samples::repeat(args.seconds, LEAST_RUNS, now, || {
+        if let Err(error) = plan.run() {
+            outcome = Err(error);
+        }
+    });
+    outcome?;
     let figures = Figures {
         net: net.word().to_owned(),
-        precision: "f32",
+        precision: plan.precision().word(),
         simd: isa.word(),
         batch,
         threads: team.threads(),
@@ -149,8 +176,9 @@ fn time(
         samples_ms: args.samples.then(|| samples.milliseconds()),
     };
     println!(
-        "{:17} {:>5} {:>7} {:>9.3} {:>9.3} {:>9.3} {:>9.1} {:>8.0} {:>7.0}% {:>9.1} {:>8.1}",
+        "{:17} {:>9} {:>5} {:>7} {:>9.3} {:>9.3} {:>9.3} {:>9.1} {:>8.0} {:>7.0}% {:>9.1} {:>8.1}",
         figures.net,
+        figures.precision,
         batch,
         figures.threads,
         figures.min_ms,
@@ -163,13 +191,30 @@ fn time(
         figures.weights_mib
     );
     if args.layers {
-        layers(args, &mut plan, peak);
+        layers(args, &mut plan, peak)?;
     }
     Ok(figures)
 }
 
+/// In int8, its steps found on the first of the pictures that it is timed with.
+fn quantized(
+    graph: &Graph,
+    weights: &Weights,
+    batch: usize,
+    isa: Isa,
+    team: &Arc<Team>,
+    pixels: &[f32],
+) -> Result<Plan> {
+    let mut calibrator = Calibrator::new(graph, weights, isa, team.clone())?;
+    let planes = calibrator.planes();
+    planes.write(&pixels[..pixels.len() / batch], calibrator.pixels());
+    calibrator.observe()?;
+    let quantization = calibrator.finish()?;
+    Plan::quantized(graph, weights, &quantization, batch, isa, team.clone())
+}
+
 /// Each layer's fastest time of many runs.
-fn layers(args: &Args, plan: &mut Plan, peak: f64) {
+fn layers(args: &Args, plan: &mut Plan, peak: f64) -> Result<()> {
     let layers = plan.layers();
     let mut times: Vec<Vec<Duration>> = vec![Vec::new(); layers.len()];
     let begun = now();
@@ -179,7 +224,7 @@ fn layers(args: &Args, plan: &mut Plan, peak: f64) {
             let done = now();
             times[step].push(done - last);
             last = done;
-        });
+        })?;
     }
     println!(
         "  {:38} {:9} {:>18} {:>9} {:>9} {:>8} {:>8}",
@@ -200,6 +245,7 @@ fn layers(args: &Args, plan: &mut Plan, peak: f64) {
             100.0 * rate / peak
         );
     }
+    Ok(())
 }
 
 /// What the machine calls its processor.
