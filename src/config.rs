@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
+use crate::nn::engine;
 use crate::output::modbus;
 use crate::{archive, camera, ledger, pipeline, tracker, verdict};
 
@@ -18,6 +19,8 @@ pub struct Config {
     pub line: Line,
     #[serde(default)]
     pub queue: pipeline::Config,
+    #[serde(default)]
+    pub inference: engine::Config,
     #[serde(rename = "camera")]
     pub cameras: Vec<Camera>,
     #[serde(default)]
@@ -107,6 +110,7 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         self.queue.check()?;
+        self.inference.check()?;
         self.ledger.check()?;
         if let Some(archive) = &self.archive {
             archive.check()?;

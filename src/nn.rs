@@ -5,6 +5,7 @@ pub mod attention;
 pub mod compact;
 pub mod cot;
 pub mod destseg;
+pub mod engine;
 pub mod fusion;
 pub mod graph;
 pub mod layers;

@@ -32,6 +32,7 @@ pub mod gaussian;
 #[allow(unsafe_code)]
 mod gemm;
 pub mod interpolate;
+#[allow(unsafe_code)]
 pub mod nearest_prototype;
 pub mod neighbourhood;
 #[allow(unsafe_code)]

@@ -122,6 +122,8 @@ pub struct Parts {
     pub queue: Config,
     pub cameras: Vec<CameraSlot>,
     pub detectors: Vec<Box<dyn Detector>>,
+    /// Keep the infer thread, the first of the detectors' team, to a CPU of its own.
+    pub pin: bool,
     pub outputs: Vec<Box<dyn RejectOutput>>,
     /// Without a ledger part ids start at 1 and nothing is recorded: tests only.
     pub ledger: Option<(Ledger, Resumed)>,
@@ -210,7 +212,7 @@ pub struct Running {
 
 /// Starts all threads. Cameras open on their own threads and report through the counters.
 pub fn start(parts: Parts) -> Result<Running> {
-    let Parts { queue, cameras, detectors, mut outputs, ledger, archive } = parts;
+    let Parts { queue, cameras, detectors, pin, mut outputs, ledger, archive } = parts;
     queue.check()?;
     ensure!(!cameras.is_empty(), "a line needs at least one camera");
     ensure!(cameras.len() <= usize::from(u16::MAX), "too many cameras");
@@ -269,6 +271,7 @@ pub fn start(parts: Parts) -> Result<Running> {
 
     let infer = infer::Infer {
         detectors,
+        pin,
         detector_of: cameras.iter().map(|slot| slot.detector).collect(),
         batch: queue.batch,
         progress: stage("infer"),

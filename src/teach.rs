@@ -29,6 +29,7 @@ use crate::detector::patch_prototypes::{self, LoadedBackbone, PatchFeatures, Pat
 use crate::detector::{Detection, Detector};
 use crate::frame::Image;
 use crate::nn::BackboneSpec;
+use crate::nn::engine::Engine;
 use crate::ops::coreset::{self, CoresetConfig};
 use pictures::Register;
 
@@ -170,6 +171,7 @@ pub fn teach(
     config: &Config,
     plan: Plan,
     loaded: LoadedBackbone,
+    engine: &Engine,
     progress: &mut dyn FnMut(Step, usize, usize),
 ) -> Result<Taught> {
     let LoadedBackbone { backbone, tensors: backbone_tensors } = loaded;
@@ -177,10 +179,11 @@ pub fn teach(
         network: config.backbone.word().to_owned(),
         sha256: backbone.sha256().to_owned(),
     };
-    let extractor = PatchFeatures::new(config.input, backbone)?;
+    let mut extractor = PatchFeatures::new(config.input, &backbone, engine)?;
+    drop(backbone);
     let dims = extractor.dims();
     let mut register = Register::default();
-    let (mut features, first) = extract(config, &plan, &extractor, &mut register, progress)?;
+    let (mut features, first) = extract(config, &plan, &mut extractor, &mut register, progress)?;
     let taught = register.used.len();
 
     let (extractor, mut judged, mut golden_images) = match plan.folds {
@@ -263,7 +266,7 @@ pub fn teach(
 fn extract(
     config: &Config,
     plan: &Plan,
-    extractor: &PatchFeatures,
+    extractor: &mut PatchFeatures,
     register: &mut Register,
     progress: &mut dyn FnMut(Step, usize, usize),
 ) -> Result<(Vec<f32>, Vec<Image>)> {

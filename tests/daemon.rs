@@ -19,6 +19,7 @@ use inspectd::camera::folder;
 use inspectd::camera::pattern;
 use inspectd::detector::bundle;
 use inspectd::ledger;
+use inspectd::nn::engine::{self, Engine};
 use inspectd::verdict::{Cause, Verdict};
 
 /// Far beyond what any wait here takes; only a hang meets it.
@@ -193,7 +194,9 @@ fn each_picture_of_a_folder_gets_the_verdict_of_its_score() {
     let told = verdicts(&log);
     assert_eq!(told.len() as u64, plant.parts);
 
-    let mut bundle = bundle::load(&plant.at("bundle"), 4).unwrap();
+    let mut bundle =
+        bundle::load(&plant.at("bundle"), 4, &Engine::new(&engine::Config::default()).unwrap())
+            .unwrap();
     let mut rejects = 0;
     for line in told.values() {
         let path = plant.at("parts").join(value(line, "name"));

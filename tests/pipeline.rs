@@ -179,6 +179,7 @@ fn play(
     let told = Told::default();
     let started = now();
     let running = pipeline::start(Parts {
+        pin: false,
         queue: pipeline::Config { frames, batch, evidence: 4 },
         cameras,
         detectors: vec![Box::new(PlannedDetector { decide_within })],
@@ -363,6 +364,7 @@ fn a_live_change_of_the_threshold_loses_no_part_and_the_ledger_knows_it() {
     let (open_gate, gate) = crossbeam_channel::bounded::<()>(0);
     let plan = Arc::new(Mutex::new(vec![(1, Fate::Good); 40].into_iter()));
     let running = pipeline::start(Parts {
+        pin: false,
         queue: pipeline::Config::default(),
         cameras: vec![CameraSlot {
             name: "camera".into(),

@@ -14,6 +14,7 @@ use inspectd::detector::input::Input;
 use inspectd::detector::patch_prototypes::{self, PatchFeatures, PatchPrototypes};
 use inspectd::frame::Image;
 use inspectd::nn::BackboneSpec;
+use inspectd::nn::engine::{self, Engine};
 use inspectd::teach::{self, BankSize, Config, Good, HoldOut, Step, Taught};
 use tempfile::TempDir;
 
@@ -52,10 +53,14 @@ fn goods(count: usize) -> Vec<Good> {
     (0..count).map(|i| Good::Picture { name: format!("part-{i}"), image: part(i) }).collect()
 }
 
+fn engine() -> Engine {
+    Engine::new(&engine::Config { threads: Some(2), pin: false }).unwrap()
+}
+
 fn teach(config: &Config, goods: Vec<Good>) -> anyhow::Result<Taught> {
     let loaded = patch_prototypes::load_backbone(&config.backbone)?;
     let plan = config.plan(goods, &loaded)?;
-    teach::teach(config, plan, loaded, &mut |_, _, _| ())
+    teach::teach(config, plan, loaded, &engine(), &mut |_, _, _| ())
 }
 
 /// A bundle of 20 rendered parts in a folder of its own.
@@ -97,7 +102,7 @@ fn relative(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 fn load_error(bundle: &Path) -> String {
-    format!("{:#}", bundle::load(bundle, 3).err().expect("this bundle must not load"))
+    format!("{:#}", bundle::load(bundle, 3, &engine()).err().expect("this bundle must not load"))
 }
 
 /// Changes the card's text, which no hash protects.
@@ -119,7 +124,7 @@ fn forge(bundle: &Path, name: &str, bytes: &[u8]) {
 #[test]
 fn a_taught_bundle_loads_and_says_what_it_said() {
     let (_folder, path) = taught();
-    let mut loaded = bundle::load(&path, 3).unwrap();
+    let mut loaded = bundle::load(&path, 3, &engine()).unwrap();
     let Card { training_data, prototypes, calibration, threshold, .. } = &loaded.card;
     assert_eq!((training_data.taught, training_data.held_out), (15, 5));
     assert_eq!((prototypes.count, prototypes.dims, prototypes.patches), (200, 384, 15 * 144));
@@ -229,7 +234,7 @@ fn a_card_that_does_not_add_up_does_not_load() {
         assert!(error.contains(word), "{old} → {new}: {error}");
         fs::write(path.join("model.toml"), &original).unwrap();
     }
-    bundle::load(&path, 3).unwrap();
+    bundle::load(&path, 3, &engine()).unwrap();
 }
 
 #[test]
@@ -239,7 +244,7 @@ fn a_bundle_is_replaced_only_when_told_and_nothing_else_ever() {
     let error = again().write(&path, false).unwrap_err().to_string();
     assert!(error.contains("already there"), "{error}");
     again().write(&path, true).unwrap();
-    bundle::load(&path, 1).unwrap();
+    bundle::load(&path, 1, &engine()).unwrap();
 
     let precious = folder.path().join("precious");
     fs::create_dir(&precious).unwrap();
@@ -316,7 +321,7 @@ fn progress_ends_at_the_end_of_every_step() {
     let loaded = patch_prototypes::load_backbone(&BackboneSpec::Compact).unwrap();
     let plan = config().plan(goods(20), &loaded).unwrap();
     let mut last = BTreeMap::new();
-    teach::teach(&config(), plan, loaded, &mut |step, done, total| {
+    teach::teach(&config(), plan, loaded, &engine(), &mut |step, done, total| {
         assert!(done <= total, "{step:?}: {done} of {total}");
         last.insert(format!("{step:?}"), (done, total));
     })
@@ -360,7 +365,8 @@ fn a_model_from_folds_has_every_picture_and_the_same_bytes_again() {
     };
     let (first, again) = (written("a", folded()), written("b", folded()));
     assert_eq!(relative(&first), relative(&again));
-    let Card { training_data, prototypes, calibration, .. } = bundle::load(&first, 3).unwrap().card;
+    let Card { training_data, prototypes, calibration, .. } =
+        bundle::load(&first, 3, &engine()).unwrap().card;
     assert_eq!((training_data.taught, training_data.held_out), (12, 0));
     assert_eq!((prototypes.count, prototypes.patches), (60, 12 * 144));
     assert_eq!((calibration.held_out, calibration.folds), (12, Some(5)));
@@ -382,11 +388,11 @@ fn no_part_is_in_the_memory_bank_that_scores_it() {
     };
     // the plain way: for each part a detector made of the five others
     let load = || patch_prototypes::load_backbone(&BackboneSpec::Compact).unwrap().backbone;
-    let extractor = PatchFeatures::new(all.input, load()).unwrap();
+    let mut extractor = PatchFeatures::new(all.input, &load(), &engine()).unwrap();
     let features: Vec<Vec<f32>> = (0..6).map(|i| extractor.extract(&[&part(i)]).unwrap()).collect();
     let score = |i: usize, with: &dyn Fn(usize) -> bool| {
         let rows = (0..6).filter(|&j| with(j)).flat_map(|j| features[j].clone()).collect();
-        let extractor = PatchFeatures::new(all.input, load()).unwrap();
+        let extractor = PatchFeatures::new(all.input, &load(), &engine()).unwrap();
         let mut detector = PatchPrototypes::new(extractor, rows).unwrap();
         detector.detect(&[&part(i)]).unwrap()[0].score
     };
@@ -420,7 +426,7 @@ fn a_memory_bank_of_all_patches_still_seals() {
     let path = folder.path().join("all.bundle");
     let all = Config { bank: BankSize::Ratio(1.0), ..folded() };
     teach(&all, goods(6)).unwrap().write(&path, false).unwrap();
-    bundle::load(&path, 3).unwrap();
+    bundle::load(&path, 3, &engine()).unwrap();
 }
 
 #[test]
@@ -442,7 +448,7 @@ fn progress_names_every_fold() {
     let loaded = patch_prototypes::load_backbone(&BackboneSpec::Compact).unwrap();
     let plan = folded().plan(goods(7), &loaded).unwrap();
     let mut steps = Vec::new();
-    teach::teach(&folded(), plan, loaded, &mut |step, done, total| {
+    teach::teach(&folded(), plan, loaded, &engine(), &mut |step, done, total| {
         if done == total {
             steps.push((step, total));
         }

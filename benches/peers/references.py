@@ -49,6 +49,17 @@ class Levels(nn.Module):
         return self.net(x)
 
 
+def spread_logits(net, conv, x):
+    """Random logits hardly vary; spread those of `conv` over the sigmoid, so that errors show."""
+    seen = []
+    hook = conv.register_forward_hook(lambda _, __, y: seen.append(y))
+    net(x)
+    hook.remove()
+    scale = 2 / seen[0].std()
+    conv.bias.data = (conv.bias - seen[0].mean()) * scale
+    conv.weight.data *= scale
+
+
 class DeSTSeg(specmodels.DeSTSegNet):
     def forward(self, x):
         n = lambda f: f / (f.pow(2).sum(1, keepdim=True).sqrt() + 1e-12)
@@ -140,6 +151,10 @@ def write(name, folder):
     if isinstance(net, PRN):
         net.draw_prototypes()
     x = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(1))
+    if isinstance(net, PRN):
+        spread_logits(net, net.out, x)
+    if isinstance(net, DeSTSeg):
+        spread_logits(net, net.seg.out, x)
     tensors = {"input": x}
     for key, value in net.state_dict().items():
         if key.endswith("num_batches_tracked"):

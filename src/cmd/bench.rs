@@ -12,6 +12,7 @@ use inspectd::bench::{Samples, peak, samples};
 use inspectd::nn::graph::Graph;
 use inspectd::nn::plan::{Calibrator, Plan, Precision};
 use inspectd::nn::weights::Weights;
+use inspectd::ops::byte_simd::ByteIsa;
 use inspectd::ops::simd::Isa;
 use inspectd::ops::team::{self, Team};
 
@@ -143,8 +144,11 @@ fn time(
     let pixels: Vec<f32> =
         (0..batch * 3 * dims.height * dims.width).map(|_| rng.random_range(-2.0..2.0)).collect();
     let mut plan = match precision {
-        Precision::F32 => Plan::new(&graph, &weights, batch, isa, team.clone())?,
-        Precision::Int8 => quantized(&graph, &weights, batch, isa, team, &pixels)?,
+        // What the line would run: bytes only where they are the faster.
+        Precision::Int8 if ByteIsa::of(isa).pays() => {
+            quantized(&graph, &weights, batch, isa, team, &pixels)?
+        }
+        Precision::F32 | Precision::Int8 => Plan::new(&graph, &weights, batch, isa, team.clone())?,
     };
     drop(weights);
     let planes = plan.planes();

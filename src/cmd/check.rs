@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use inspectd::config::Config;
 use inspectd::detector::bundle;
+use inspectd::nn::engine::Engine;
 
 use super::run::{check_timing, time_inspection};
 
@@ -17,9 +18,10 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let config = Config::read(&args.config)?;
+    let engine = Engine::new(&config.inference)?;
     for (index, camera) in config.cameras.iter().enumerate() {
         let folder = config.bundle_of(index);
-        let mut bundle = bundle::load(folder, config.queue.batch)?;
+        let mut bundle = bundle::load(folder, config.queue.batch, &engine)?;
         check_timing(camera, time_inspection(bundle.detector.as_mut())?)?;
         println!(
             "camera {}: {} from {}, threshold {}, decides within {} ms",

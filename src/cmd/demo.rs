@@ -14,6 +14,7 @@ use inspectd::detector::input::Input;
 use inspectd::detector::patch_prototypes;
 use inspectd::journal;
 use inspectd::nn::BackboneSpec;
+use inspectd::nn::engine::{self, Engine};
 use inspectd::output::{LineStatus, Outcome, RejectOutput};
 use inspectd::pipeline::Report;
 use inspectd::teach;
@@ -120,7 +121,8 @@ fn teach(args: &Args, source: &pattern::Config, out: &Path) -> Result<()> {
     };
     let loaded = patch_prototypes::load_backbone(&config.backbone)?;
     let plan = config.plan(teach::pictures_in(&goods)?, &loaded)?;
-    let taught = teach::teach(&config, plan, loaded, &mut |_, _, _| {})?;
+    let engine = Engine::new(&engine::Config::default())?;
+    let taught = teach::teach(&config, plan, loaded, &engine, &mut |_, _, _| {})?;
     println!(
         "{} prototypes, threshold {:.3} from the scores of {} good parts",
         taught.card.prototypes.count, taught.card.threshold.score, taught.card.calibration.held_out

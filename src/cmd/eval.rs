@@ -11,6 +11,7 @@ use inspectd::dataset::mvtec;
 use inspectd::detector::bundle;
 use inspectd::eval::report::Report;
 use inspectd::eval::{Settings, evaluate, sheet};
+use inspectd::nn::engine::{self, Engine};
 use inspectd::picture;
 
 /// Score a test set (MVTec AD layout) and report how well defects are told from good parts
@@ -31,6 +32,9 @@ pub struct Args {
     /// Pictures scored at once
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: u16,
+    /// Threads of an inference [default: all CPUs]
+    #[arg(long)]
+    threads: Option<usize>,
     /// Bits a sample that 16-bit files really carry: 10 or 12 for many cameras
     #[arg(long, value_name = "BITS", default_value_t = 16)]
     significant_bits: u32,
@@ -40,7 +44,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let batch = usize::from(args.batch);
     let samples = mvtec::test(&args.data)?;
-    let mut bundle = bundle::load(&args.bundle, batch)?;
+    let engine = Engine::new(&engine::Config { threads: args.threads, pin: false })?;
+    let mut bundle = bundle::load(&args.bundle, batch, &engine)?;
     let settings = Settings {
         threshold: bundle.card.threshold.score,
         map_limit: bundle.card.threshold.map,

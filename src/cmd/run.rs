@@ -17,6 +17,7 @@ use inspectd::detector::bundle::{self, Card};
 use inspectd::frame::Image;
 use inspectd::journal;
 use inspectd::ledger::Ledger;
+use inspectd::nn::engine::Engine;
 use inspectd::output::RejectOutput;
 use inspectd::output::log::LogOutput;
 use inspectd::output::modbus::Modbus;
@@ -160,7 +161,8 @@ impl Line {
             .collect();
         let queue = config.queue.clone();
         let ledger = Some((ledger, resumed));
-        let parts = Parts { queue, cameras, detectors, outputs: wires, ledger, archive };
+        let pin = config.inference.pin;
+        let parts = Parts { queue, cameras, detectors, pin, outputs: wires, ledger, archive };
         Ok(Line { config, cards, card_of, inspect, parts })
     }
 
@@ -215,6 +217,8 @@ impl Line {
 type Loaded = (Vec<Card>, Vec<Box<dyn Detector>>, Vec<usize>);
 
 fn load_bundles(config: &Config) -> Result<Loaded> {
+    let engine = Engine::new(&config.inference)?;
+    log::info!("inference threads={} simd={}", engine.team.threads(), engine.isa.word());
     let mut folders: Vec<&Path> = Vec::new();
     let (mut cards, mut detectors, mut card_of) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..config.cameras.len() {
@@ -224,7 +228,7 @@ fn load_bundles(config: &Config) -> Result<Loaded> {
             Some(known) => known,
             None => {
                 notify(&[NotifyState::Status(&format!("loading {}", folder.display()))]);
-                let bundle = bundle::load(folder, config.queue.batch)?;
+                let bundle = bundle::load(folder, config.queue.batch, &engine)?;
                 log::info!(
                     "bundle_sealed bundle={} system={} threshold={}",
                     folder.display(),

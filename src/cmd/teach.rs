@@ -10,6 +10,7 @@ use inspectd::detector::bundle::{self, Calibration, Card, Rule};
 use inspectd::detector::input::Input;
 use inspectd::detector::patch_prototypes;
 use inspectd::nn::BackboneSpec;
+use inspectd::nn::engine::{self, Engine};
 use inspectd::teach::{self, BankSize, HoldOut, Plan, Step, Taught};
 
 #[derive(clap::Args)]
@@ -61,6 +62,10 @@ pub struct Args {
     #[arg(long, value_name = "BITS", default_value_t = 16)]
     significant_bits: u32,
 
+    /// Threads of an inference [default: all CPUs]
+    #[arg(long)]
+    threads: Option<usize>,
+
     /// Memory to keep to [default: what the system says is available]
     #[arg(long, value_name = "GIB")]
     max_memory_gib: Option<f64>,
@@ -111,15 +116,16 @@ pub fn run(args: &Args) -> Result<()> {
     let plan = config.plan(goods, &loaded)?;
     check_memory(&plan, args.max_memory_gib)?;
 
+    let engine = Engine::new(&engine::Config { threads: args.threads, pin: false })?;
     let mut bars = Bars::default();
-    let taught = teach::teach(&config, plan, loaded, &mut |step, done, total| {
+    let taught = teach::teach(&config, plan, loaded, &engine, &mut |step, done, total| {
         bars.show(step, done, total);
     })?;
     bars.finish();
     tell(&taught);
     let (card, out) = (taught.card.clone(), &args.out);
     taught.write(out, args.force)?;
-    bundle::load(out, SEAL_BATCH).context("the bundle just written")?;
+    bundle::load(out, SEAL_BATCH, &engine).context("the bundle just written")?;
 
     let seconds = started.elapsed().as_secs_f64();
     let figures = Figures {

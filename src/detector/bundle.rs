@@ -32,6 +32,7 @@ pub use seal::{Golden, SEAL_TOLERANCE, seal};
 use super::patch_prototypes::{self, PatchPrototypes};
 use super::{AnomalyMap, Detection, Detector};
 use crate::frame::Image;
+use crate::nn::engine::Engine;
 use crate::nn::weights::hex;
 
 /// The version of the folder's format that this program reads and writes.
@@ -49,14 +50,14 @@ pub struct Bundle {
 /// # Errors
 /// A missing, changed or foreign file, a card that does not add up, weights that are not finite,
 /// golden scores that are not reproduced; the message says which and what to do.
-pub fn load(folder: &Path, batch: usize) -> Result<Bundle> {
+pub fn load(folder: &Path, batch: usize, engine: &Engine) -> Result<Bundle> {
     ensure!(batch > 0, "batch = 0: a batch takes at least one picture");
     let card = read_card(folder)?;
     let weights = read_tensors(folder, &card, WEIGHTS)?;
     let golden = read_golden(folder, &card)?;
     let mut detector: Box<dyn Detector> = match card.system.as_str() {
         patch_prototypes::SYSTEM => Box::new(
-            PatchPrototypes::from_bundle(&card, weights)
+            PatchPrototypes::from_bundle(&card, weights, engine)
                 .with_context(|| format!("bundle {}", folder.display()))?,
         ),
         other => bail!(

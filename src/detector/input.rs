@@ -10,12 +10,13 @@
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
-use fast_image_resize::images::{Image as Pixels, ImageRef};
+use fast_image_resize::images::{Image as Resized, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::frame::Image;
+use crate::ops::pixels::Pixels;
 
 /// Channel means of ImageNet, red, green, blue, in 0..1 (torchvision's transforms).
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -89,13 +90,27 @@ impl Input {
         };
         let source = ImageRef::new(width, height, samples, kind).context("reading pixels")?;
         let fits = |side: usize| u32::try_from(side).context("input size");
-        let mut target = Pixels::new(fits(self.width)?, fits(self.height)?, kind);
+        let mut target = Resized::new(fits(self.width)?, fits(self.height)?, kind);
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
             .use_alpha(false);
         Resizer::new().resize(&source, &mut target, &options).context("resizing a picture")?;
         Ok(target.into_vec())
     }
+}
+
+/// The picture as the line's own path ([`crate::ops::pixels`]) reads it.
+///
+/// # Errors
+/// A picture without pixels.
+pub fn pixels(image: &Image) -> Result<Pixels<'_>> {
+    let (width, height) = (image.width(), image.height());
+    ensure!(width > 0 && height > 0, "a picture of {width} × {height} has no pixels");
+    let (samples, depth): (&[u8], _) = match image {
+        Image::Gray(gray) => (gray.as_raw(), 1),
+        Image::Rgb(rgb) => (rgb.as_raw(), 3),
+    };
+    Ok(Pixels::new(samples, (height as usize, width as usize), depth))
 }
 
 /// What each of the 256 grey levels becomes, by channel.

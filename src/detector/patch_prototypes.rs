@@ -18,20 +18,22 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::bundle;
-use super::input::Input;
+use super::input::{Input, MEAN, STD};
 use super::{AnomalyMap, Detection, Detector};
 use crate::frame::Image;
+use crate::nn::engine::Engine;
+use crate::nn::plan::Plan;
 use crate::nn::resnet::Depth;
 use crate::nn::weights::Weights;
 use crate::nn::{self, Backbone, BackboneSpec};
-use crate::ops::gaussian::Gaussian;
-use crate::ops::interpolate::{Align, bilinear, bilinear_planes};
-use crate::ops::nearest_prototype::{Nearest, PrototypeBank, squared_distance};
-use crate::ops::neighbourhood::average_3x3;
+use crate::ops::nearest_prototype::{Nearest, PrototypeBank, Scratch, squared_distance};
+use crate::ops::patch_features::PatchFeatures as PatchRows;
+use crate::ops::pixels::PixelsIn;
+use crate::ops::smooth_upsample::SmoothUpsample;
+use crate::ops::team::Team;
 
 /// The word for this system in a card.
 pub const SYSTEM: &str = "patch_prototypes";
@@ -68,10 +70,16 @@ pub struct Card {
     pub projected_dims: usize,
 }
 
-/// Patch features of pictures, by one backbone at one input size.
+/// Patch features of pictures, by one backbone at one input size: picture by picture, so that a
+/// batch says of each what it says of it alone.
 pub struct PatchFeatures {
+    engine: Engine,
     input: Input,
-    backbone: Backbone,
+    dims: usize,
+    pixels: PixelsIn,
+    /// Levels 2 and 3 of one picture.
+    plan: Plan,
+    rows: PatchRows,
 }
 
 /// A frozen backbone, and its tensors where a bundle has to carry them.
@@ -87,7 +95,17 @@ pub struct PatchPrototypes {
     bank: PrototypeBank,
     /// N · b indices: the b prototypes nearest to each, itself first.
     neighbours: Vec<u32>,
-    blur: Gaussian,
+    map: SmoothUpsample,
+    work: Work,
+}
+
+/// Of one picture; kept from one to the next.
+#[derive(Default)]
+struct Work {
+    features: Vec<f32>,    // [P, D]
+    nearest: Vec<Nearest>, // [P]
+    distances: Vec<f32>,   // [P]
+    search: Scratch,
 }
 
 /// Reads a backbone as deep as this system needs it.
@@ -104,9 +122,25 @@ pub fn load_backbone(spec: &BackboneSpec) -> Result<LoadedBackbone> {
 }
 
 impl PatchFeatures {
-    pub fn new(input: Input, backbone: Backbone) -> Result<PatchFeatures> {
+    pub fn new(input: Input, backbone: &Backbone, engine: &Engine) -> Result<PatchFeatures> {
         input.check()?;
-        Ok(PatchFeatures { input, backbone })
+        let whole = backbone.graph(input.height, input.width);
+        let levels = LEVELS.map(|level| whole.outputs()[level - 1]);
+        let graph = whole.to_outputs(&levels);
+        let plan = Plan::new(&graph, backbone.weights(), 1, engine.isa, engine.team.clone())?;
+        let size = |level: usize| {
+            let shape = plan.output(level).shape();
+            (shape.height, shape.width)
+        };
+        ensure!(size(0) == grid(input), "level {} is {:?} patches", LEVELS[0], size(0));
+        Ok(PatchFeatures {
+            input,
+            dims: dims(backbone),
+            pixels: PixelsIn::new(plan.planes(), MEAN, STD),
+            rows: PatchRows::new(size(0), size(1), engine.team.threads()),
+            plan,
+            engine: engine.clone(),
+        })
     }
 
     /// Patches of a picture, rows and columns.
@@ -116,25 +150,40 @@ impl PatchFeatures {
 
     /// D.
     pub fn dims(&self) -> usize {
-        dims(&self.backbone)
+        self.dims
+    }
+
+    /// Numbers of one picture's features, P · D.
+    pub fn len(&self) -> usize {
+        let (rows, columns) = self.grid();
+        rows * columns * self.dims
+    }
+
+    /// Never: a picture has patches.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// `[B·P, D]` as rows, patches from left to right and top to bottom.
-    pub fn extract(&self, images: &[&Image]) -> Result<Vec<f32>> {
-        let xs = self.input.tensor(images, &Device::Cpu)?; // [B, 3, H, W]
-        let levels = self.backbone.levels(&xs)?;
-        let (rows, columns) = self.grid();
-        let mut grids = Vec::with_capacity(LEVELS.len());
-        for level in LEVELS {
-            let grid = average_3x3(&levels[level - 1])?;
-            let (_, _, h, w) = grid.dims4()?;
-            let fits = (h, w) == (rows, columns);
-            let to = (rows, columns);
-            grids.push(if fits { grid } else { bilinear(&grid, to, Align::HalfPixel)? });
+    pub fn extract(&mut self, images: &[&Image]) -> Result<Vec<f32>> {
+        let mut features = vec![0.0; images.len() * self.len()];
+        for (image, features) in images.iter().zip(features.chunks_exact_mut(self.len())) {
+            self.extract_into(image, features)?;
         }
-        let features = Tensor::cat(&grids, 1)?; // [B, D, H/8, W/8]
-        let features = features.permute((0, 2, 3, 1))?.contiguous()?; // [B, H/8, W/8, D]
-        Ok(features.flatten_all()?.to_vec1()?)
+        Ok(features)
+    }
+
+    /// The features [P, D] of one picture.
+    ///
+    /// # Errors
+    /// A picture without pixels.
+    pub fn extract_into(&mut self, image: &Image, features: &mut [f32]) -> Result<()> {
+        let (team, isa) = (&*self.engine.team, self.engine.isa);
+        let pixels = super::input::pixels(image)?;
+        self.pixels.run(team, isa, &[pixels], self.plan.pixels());
+        self.plan.run()?;
+        self.rows.run(team, isa, [self.plan.output(0), self.plan.output(1)], features);
+        Ok(())
     }
 }
 
@@ -161,8 +210,12 @@ impl PatchPrototypes {
             "{count} prototypes: a memory bank needs at least {NEIGHBOURS}"
         );
         let bank = PrototypeBank::new(prototypes, dims)?;
-        let neighbours = neighbours(&bank)?;
-        Ok(PatchPrototypes { features, bank, neighbours, blur: Gaussian::new(SIGMA_PX) })
+        let Engine { isa, team, .. } = &features.engine;
+        let neighbours = neighbours(&bank, team)?;
+        let Input { width, height } = features.input;
+        let (from, to) = (features.grid(), (height, width));
+        let map = SmoothUpsample::new(*isa, team.threads(), from, to, SIGMA_PX);
+        Ok(PatchPrototypes { features, bank, neighbours, map, work: Work::default() })
     }
 
     /// From the tensors of a bundle: `prototypes` [N, D] and, for a user's backbone, its tensors
@@ -170,6 +223,7 @@ impl PatchPrototypes {
     pub fn from_bundle(
         card: &bundle::Card,
         mut tensors: BTreeMap<String, Tensor>,
+        engine: &Engine,
     ) -> Result<PatchPrototypes> {
         let rows = tensors.remove("prototypes").context("weights: tensor prototypes is missing")?;
         let expected = &card.prototypes;
@@ -187,7 +241,8 @@ impl PatchPrototypes {
             expected.count,
             expected.dims
         );
-        let features = PatchFeatures::new(card.input, bundled_backbone(card, tensors)?)?;
+        let backbone = bundled_backbone(card, tensors)?;
+        let features = PatchFeatures::new(card.input, &backbone, engine)?;
         ensure!(
             features.dims() == expected.dims,
             "{} features have {} channels, the card says {}",
@@ -208,18 +263,8 @@ impl PatchPrototypes {
     }
 
     /// What [`Detector::detect`] says of pictures whose features [B·P, D] are there already.
-    pub fn detect_features(&self, features: &[f32]) -> Result<Vec<Detection>> {
-        let nearest = self.bank.nearest(features)?;
-        let (rows, columns) = self.features.grid();
-        let patches = rows * columns;
-        features
-            .par_chunks_exact(patches * self.bank.dim())
-            .zip(nearest.par_chunks_exact(patches))
-            .map_init(
-                || self.blur.clone(),
-                |blur, (features, nearest)| self.judge(features, nearest, blur),
-            )
-            .collect()
+    pub fn detect_features(&mut self, features: &[f32]) -> Result<Vec<Detection>> {
+        features.chunks_exact(self.features.len()).map(|features| self.judge(features)).collect()
     }
 
     /// The feature extractor, to be used with another memory bank.
@@ -227,49 +272,66 @@ impl PatchPrototypes {
         self.features
     }
 
-    /// Score and map of one picture: `features` [P, D], `nearest` the P nearest prototypes.
-    fn judge(
-        &self,
-        features: &[f32],
-        nearest: &[Nearest],
-        blur: &mut Gaussian,
-    ) -> Result<Detection> {
+    /// Score and map of one picture with `features` [P, D]. Nothing is allocated but the map.
+    fn judge(&mut self, features: &[f32]) -> Result<Detection> {
         let (rows, columns) = self.features.grid();
-        let distances: Vec<f32> = nearest.iter().map(|n| n.distance2.sqrt()).collect();
+        let (dims, patches) = (self.bank.dim(), rows * columns);
+        let team = &*self.features.engine.team;
+        let Work { nearest, distances, search, .. } = &mut self.work;
+        nearest.resize(patches, Nearest { index: 0, distance2: f32::INFINITY });
+        self.bank.nearest_into(team, features, nearest, search)?;
+        distances.clear();
+        distances.extend(nearest.iter().map(|nearest| nearest.distance2.sqrt()));
         ensure!(
             distances.iter().all(|distance| distance.is_finite()),
             "a patch distance is not finite"
         );
-        let worst = first_largest(&distances);
-        let prototype = nearest[worst].index;
-        let dims = self.bank.dim();
+        let worst = first_largest(distances);
         let patch = &features[worst * dims..(worst + 1) * dims];
-        let score = distances[worst] * self.weight(patch, prototype, distances[worst]);
+        let distance = distances[worst];
+        let score = distance * weight(&self.bank, &self.neighbours, patch, nearest[worst]);
         ensure!(score.is_finite(), "the image score is not finite");
 
         let Input { width, height } = self.features.input;
-        let (from, to) = ((rows, columns), (height, width));
-        let mut scores = bilinear_planes(&distances, from, to, Align::HalfPixel);
-        blur.blur(&mut scores, width);
+        let mut scores = vec![0.0; width * height];
+        self.map.run(team, distances, &mut scores);
         Ok(Detection { score, map: AnomalyMap { width, height, scores } })
     }
+}
 
-    /// w of eq. 7 for a patch whose nearest prototype is `nearest`, `distance` away.
-    fn weight(&self, patch: &[f32], nearest: u32, distance: f32) -> f32 {
-        let first = nearest as usize * NEIGHBOURS;
-        let others = &self.neighbours[first + 1..first + NEIGHBOURS];
-        let others = others
-            .iter()
-            .map(|&other| squared_distance(patch, self.bank.row(other as usize)).sqrt());
-        // exp of plain distances overflows f32 from 88; only their differences matter
-        let total: f32 = 1.0 + others.map(|other| (other - distance).exp()).sum::<f32>();
-        1.0 - 1.0 / total
-    }
+/// w of eq. 7 for a patch [D] and its nearest prototype; `neighbours` [N, b].
+fn weight(bank: &PrototypeBank, neighbours: &[u32], patch: &[f32], nearest: Nearest) -> f32 {
+    let distance = nearest.distance2.sqrt();
+    let first = nearest.index as usize * NEIGHBOURS;
+    let others = &neighbours[first + 1..first + NEIGHBOURS];
+    let others =
+        others.iter().map(|&other| squared_distance(patch, bank.row(other as usize)).sqrt());
+    // exp of plain distances overflows f32 from 88; only their differences matter
+    let total: f32 = 1.0 + others.map(|other| (other - distance).exp()).sum::<f32>();
+    1.0 - 1.0 / total
 }
 
 impl Detector for PatchPrototypes {
     fn detect(&mut self, images: &[&Image]) -> Result<Vec<Detection>> {
-        self.detect_features(&self.features.extract(images)?)
+        ensure!(!images.is_empty(), "a batch needs at least one picture");
+        let mut detections = Vec::with_capacity(images.len());
+        let mut features = std::mem::take(&mut self.work.features);
+        features.resize(self.features.len(), 0.0);
+        for image in images {
+            let detection = self
+                .features
+                .extract_into(image, &mut features)
+                .and_then(|()| self.judge(&features));
+            match detection {
+                Ok(detection) => detections.push(detection),
+                Err(error) => {
+                    self.work.features = features;
+                    return Err(error);
+                }
+            }
+        }
+        self.work.features = features;
+        Ok(detections)
     }
 }
 
@@ -304,8 +366,8 @@ fn bundled_backbone(card: &bundle::Card, tensors: BTreeMap<String, Tensor>) -> R
 }
 
 /// The b prototypes nearest to each, itself first.
-fn neighbours(bank: &PrototypeBank) -> Result<Vec<u32>> {
-    let ranked = bank.top(bank.rows(), NEIGHBOURS)?;
+fn neighbours(bank: &PrototypeBank, team: &Team) -> Result<Vec<u32>> {
+    let ranked = bank.top(team, bank.rows(), NEIGHBOURS)?;
     let mut neighbours = Vec::with_capacity(bank.len() * NEIGHBOURS);
     for (own, ranked) in ranked.chunks_exact(NEIGHBOURS).enumerate() {
         // a twin of this prototype may come before it
@@ -335,6 +397,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::nn::engine;
     use crate::nn::graph::{Conv, Graph};
 
     /// Levels that are block means of the picture: 1, 2 and 3 channels, strides 4, 8 and 16, each
@@ -344,16 +407,17 @@ mod tests {
         let graph = move |height, width| {
             let (mut g, xs) = Graph::new(height, width);
             let outputs = levels.map(|(channels, stride)| {
-                let means = g.average_pool(xs, stride);
-                g.conv(means, Conv::new(format!("level{stride}"), 3, channels, 1))
+                let conv = Conv::new(format!("level{stride}"), 3, channels, stride);
+                g.conv(xs, Conv { padding: 0, stride, ..conv })
             });
             g.set_outputs(outputs.into());
             g
         };
         let weight = |(channels, stride): (usize, usize)| {
-            let scale = if spoilt { 1e30 } else { stride as f64 };
+            let scale = if spoilt { 1e30 } else { 1.0 / stride as f64 };
             let first = Tensor::eye(3, DType::F32, &Device::Cpu)?.narrow(0, 0, channels)?;
             let weight = (first * scale)?.reshape((channels, 3, 1, 1))?;
+            let weight = weight.broadcast_as((channels, 3, stride, stride))?.contiguous()?;
             Ok((format!("level{stride}.weight"), weight))
         };
         let tensors: Result<BTreeMap<_, _>> = levels.into_iter().map(weight).collect();
@@ -363,13 +427,17 @@ mod tests {
 
     const INPUT: Input = Input { width: 96, height: 64 };
 
+    fn engine() -> Engine {
+        Engine::new(&engine::Config { threads: Some(2), pin: false }).unwrap()
+    }
+
     fn noise(seed: u64) -> Image {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         Image::Gray(GrayImage::from_fn(96, 64, |_, _| Luma([(rng.next_u32() >> 24) as u8])))
     }
 
     fn detector(spoilt: bool) -> PatchPrototypes {
-        let features = PatchFeatures::new(INPUT, block_means(spoilt)).unwrap();
+        let features = PatchFeatures::new(INPUT, &block_means(spoilt), &engine()).unwrap();
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         let prototypes = (0..40 * 5).map(|_| rng.random::<f32>() * 8.0 - 4.0).collect();
         PatchPrototypes::new(features, prototypes).unwrap()
@@ -478,7 +546,7 @@ mod tests {
         for (x, y) in (60..72).flat_map(|x| (20..32).map(move |y| (x, y))) {
             spotted.put_pixel(x, y, Luma([250]));
         }
-        let features = PatchFeatures::new(INPUT, block_means(false)).unwrap();
+        let mut features = PatchFeatures::new(INPUT, &block_means(false), &engine()).unwrap();
         let rows = features.extract(&[&Image::Gray(flat)]).unwrap();
         let mut detector = PatchPrototypes::new(features, rows).unwrap();
         let map = detector.detect(&[&Image::Gray(spotted)]).unwrap().pop().unwrap().map;
@@ -507,7 +575,7 @@ mod tests {
 
     #[test]
     fn a_bank_too_small_to_re_weight_with_is_refused() {
-        let features = PatchFeatures::new(INPUT, block_means(false)).unwrap();
+        let features = PatchFeatures::new(INPUT, &block_means(false), &engine()).unwrap();
         let error = PatchPrototypes::new(features, vec![0.5; 8 * 5]).err().unwrap();
         assert!(error.to_string().contains("at least 9"), "{error}");
     }

@@ -42,7 +42,7 @@ pub struct Node {
     pub dims: Dims,
 }
 
-/// A convolution apart from its numbers: `<name>.weight` [O, C/G, K, K], and `<name>.bias` [O].
+/// A convolution apart from its numbers: `<name>.weight` [O, C/G, K, K], and `<name>.bias` `[O]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conv {
     pub name: String,
@@ -107,7 +107,7 @@ pub enum Op {
     /// What comes from outside: the picture, [3, H, W], normalised.
     Input,
     Conv(Conv),
-    /// `<name>.weight`, `.bias`, `.running_mean`, `.running_var` [C]; ε = 10⁻⁵.
+    /// `<name>.weight`, `.bias`, `.running_mean`, `.running_var` `[C]`; ε = 10⁻⁵.
     BatchNorm {
         name: String,
     },
@@ -225,6 +225,27 @@ impl Graph {
 
     pub fn set_outputs(&mut self, outputs: Vec<Value>) {
         self.outputs = outputs;
+    }
+
+    /// The part of this network that `outputs` need, and nothing else.
+    pub fn to_outputs(&self, outputs: &[Value]) -> Self {
+        let mut needed = vec![false; self.nodes.len()];
+        for output in outputs {
+            needed[output.0] = true;
+        }
+        for (i, node) in self.nodes.iter().enumerate().rev() {
+            if needed[i] {
+                node.inputs.iter().for_each(|input| needed[input.0] = true);
+            }
+        }
+        let mut part = Self::default();
+        let mut now_at = vec![Value(usize::MAX); self.nodes.len()];
+        for (i, node) in self.nodes.iter().enumerate().filter(|(i, _)| needed[*i]) {
+            let inputs: Vec<Value> = node.inputs.iter().map(|input| now_at[input.0]).collect();
+            now_at[i] = part.push(node.op.clone(), &inputs, node.dims);
+        }
+        part.set_outputs(outputs.iter().map(|output| now_at[output.0]).collect());
+        part
     }
 
     fn push(&mut self, op: Op, inputs: &[Value], dims: Dims) -> Value {

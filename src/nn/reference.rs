@@ -27,7 +27,7 @@ pub trait Parameters {
     /// The tensor `name` of this shape.
     fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
 
-    /// Mean and variance [C] that the batch norm `name` normalises `xs` [B, C, H, W] with: the
+    /// Mean and variance `[C]` that the batch norm `name` normalises `xs` [B, C, H, W] with: the
     /// running ones. Training overrides this where it wants those of the batch, see
     /// [`batch_statistics`], and updates the running ones itself.
     fn statistics(&self, name: &str, xs: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -44,7 +44,7 @@ impl Parameters for Weights {
     }
 }
 
-/// Mean and biased variance of each channel over a batch: `xs` [B, C, H, W] → [C], [C].
+/// Mean and biased variance of each channel over a batch: `xs` [B, C, H, W] → `[C]`, `[C]`.
 pub fn batch_statistics(xs: &Tensor) -> Result<(Tensor, Tensor)> {
     let all = xs.transpose(0, 1)?.flatten_from(1)?; // [C, B·H·W]
     let mean = all.mean_keepdim(1)?; // [C, 1]

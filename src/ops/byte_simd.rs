@@ -448,7 +448,7 @@ mod tests {
             let (sums, loaded) = unsafe {
                 let (quad, weights) =
                     (b.quad(self.quad.as_ptr()), b.weights(self.weights.as_ptr()));
-                b.store(stored.as_mut_ptr(), b.floats().from_array(self.floats));
+                b.store(stored.as_mut_ptr(), b.floats().load_array(self.floats));
                 (b.dot(b.dot(b.zero(), quad, weights), quad, weights), b.load(stored.as_ptr()))
             };
             let (sums, loaded) = (b.to_floats(sums), b.floats().to_array(loaded));

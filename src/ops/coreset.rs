@@ -3,14 +3,14 @@
 //! Lindenstrauss 1984) as PatchCore does (Roth et al. 2022, algorithm 1).
 //! Letters: N points, D dimensions, E projected dimensions.
 
+mod points;
+
 use anyhow::{Result, ensure};
 use rand::{Rng, RngExt};
 use rayon::prelude::*;
 
-use super::nearest_prototype::squared_distance;
-
-/// Points that one task goes through: the same pieces whatever the number of threads.
-const PIECE: usize = 4096;
+use super::simd::{Isa, Kernel, LANES, Simd};
+use points::Points;
 
 /// How many points to keep and how they are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,12 +49,19 @@ pub fn select(
     let n = features.len() / dim;
     ensure!(u32::try_from(n).is_ok(), "{n} features are more than 2^32");
     ensure!(features.par_iter().all(|x| x.is_finite()), "a feature is not finite");
+    let isa = Isa::detect()?;
     let first = rng.random_range(0..n);
-    if dim <= config.projection {
-        return Ok(farthest_points(features, dim, first, config.target, progress));
-    }
-    let projected = Projection::draw(dim, config.projection, rng).apply(features);
-    Ok(farthest_points(&projected, config.projection, first, config.target, progress))
+    let points = if dim <= config.projection {
+        Points::new(n, dim, isa, |rows, out| {
+            out.copy_from_slice(&features[rows.start * dim..rows.end * dim])
+        })
+    } else {
+        let projection = Projection::draw(dim, config.projection, rng);
+        Points::new(n, config.projection, isa, |rows, out| {
+            projection.project(&features[rows.start * dim..rows.end * dim], isa, out);
+        })
+    };
+    Ok(farthest_points(points, first, config.target, progress))
 }
 
 /// A random linear map D → E whose distances estimate the original ones: entries ±1/√E, each sign
@@ -63,101 +70,116 @@ pub fn select(
 pub struct Projection {
     dim: usize,
     projected: usize,
-    signs: Vec<f32>, // [D, E]
+    signs: Vec<f32>, // [⌈E/16⌉][D][16]; zero past E
 }
 
 impl Projection {
     pub fn draw(dim: usize, projected: usize, rng: &mut impl Rng) -> Self {
         let unit = 1.0 / (projected as f32).sqrt();
-        let sign = |_| if rng.random::<bool>() { unit } else { -unit };
-        Self { dim, projected, signs: (0..dim * projected).map(sign).collect() }
+        let mut signs = vec![0f32; projected.next_multiple_of(LANES) * dim];
+        for (d, e) in (0..dim).flat_map(|d| (0..projected).map(move |e| (d, e))) {
+            let sign = if rng.random::<bool>() { unit } else { -unit };
+            signs[(e / LANES * dim + d) * LANES + e % LANES] = sign;
+        }
+        Self { dim, projected, signs }
     }
 
-    /// `features` [N, D] → [N, E]; each sum in the order of D, so equal on every machine.
-    pub fn apply(&self, features: &[f32]) -> Vec<f32> {
-        let mut out = vec![0f32; features.len() / self.dim * self.projected];
-        let rows = features.par_chunks(self.dim);
-        out.par_chunks_mut(self.projected).zip(rows).with_min_len(64).for_each(|(out, row)| {
-            for (x, signs) in row.iter().zip(self.signs.chunks(self.projected)) {
-                out.iter_mut().zip(signs).for_each(|(out, sign)| *out += x * sign);
+    /// `features` [N, D] → `out` [N, E]; each sum in the order of D, so equal on every machine.
+    fn project(&self, features: &[f32], isa: Isa, out: &mut [f32]) {
+        isa.run(Project { map: self, features, out });
+    }
+}
+
+struct Project<'a> {
+    map: &'a Projection,
+    features: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Project<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        /// Points whose sums stay in registers.
+        const ROWS: usize = 4;
+        let Projection { dim, projected, ref signs } = *self.map;
+        let groups = self.features.chunks(ROWS * dim).zip(self.out.chunks_mut(ROWS * projected));
+        for (features, out) in groups {
+            let count = features.len() / dim;
+            // What is past the last point repeats it, and is not written.
+            let row = |r: usize| &features[r.min(count - 1) * dim..][..dim];
+            let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+            for (block, signs) in signs.as_chunks::<LANES>().0.chunks_exact(dim).enumerate() {
+                let mut sums = [s.zero(); ROWS];
+                for (i, signs) in signs.iter().enumerate() {
+                    let signs = s.load_array(*signs);
+                    for (sum, x) in sums.iter_mut().zip([a[i], b[i], c[i], d[i]]) {
+                        *sum = s.add(*sum, s.mul(s.splat(x), signs));
+                    }
+                }
+                for (sum, out) in sums.into_iter().zip(out.chunks_exact_mut(projected)) {
+                    let out = &mut out[block * LANES..];
+                    let width = out.len().min(LANES);
+                    out[..width].copy_from_slice(&s.to_array(sum)[..width]);
+                }
             }
-        });
-        out
+        }
     }
 }
 
-/// The point farthest from the chosen ones, so far: larger distance first, then lower index.
-#[derive(Clone, Copy)]
-struct Farthest {
-    distance2: f32,
-    index: usize,
-}
-
-impl Farthest {
-    fn or(self, other: Self) -> Self {
-        let nearer = self.distance2 < other.distance2
-            || self.distance2 == other.distance2 && self.index > other.index;
-        if nearer { other } else { self }
-    }
-}
-
-/// Farthest-point order of `points` [N, E], from `first` on, up to `target` points.
+/// Farthest-point order of `points`, from `first` on, up to `target` points.
 ///
-/// Most points need not be measured against a new centre c: with a the nearest centre of p so far,
-/// d(p, c) ≥ d(c, a) − d(p, a), so d(c, a) ≥ 2·d(p, a) means that c cannot be nearer (Elkan 2003,
-/// lemma 1). The result is the same as without that shortcut.
+/// The distance of a point to the chosen ones only falls, so one that is known from an earlier day
+/// is a bound, and a point needs to be measured again only when its bound is among the largest. All
+/// points at or above a level [`LEVEL`] below the largest are brought up to date; the next ones are
+/// chosen among them, as long as the farthest of them is not below the level. The result is the same
+/// as if every point were measured against every chosen one.
 fn farthest_points(
-    points: &[f32],
-    dim: usize,
+    mut points: Points,
     first: usize,
     target: usize,
     mut progress: impl FnMut(usize, usize),
 ) -> Vec<usize> {
-    /// A quarter, less a thousandth that outweighs the rounding of both squared distances.
-    const SKIP: f32 = 0.25 * (1.0 - 1e-3);
-    let row = |i: usize| &points[i * dim..][..dim];
-    let n = points.len() / dim;
-    let target = target.min(n);
-    let mut distance2 = vec![f32::INFINITY; n];
-    let mut owner = vec![0u32; n];
+    let target = target.min(points.len());
     let mut chosen = vec![first];
     progress(1, target);
-    while chosen.len() <= target {
-        let newest = chosen.len() - 1;
-        let centre = row(chosen[newest]);
-        let skip: Vec<f32> = chosen
-            .par_iter()
-            .with_min_len(512)
-            .map(|&other| SKIP * squared_distance(centre, row(other)))
-            .collect();
-        let pieces = distance2.par_chunks_mut(PIECE).zip(owner.par_chunks_mut(PIECE));
-        let farthest = pieces
-            .enumerate()
-            .map(|(piece, (distance2, owner))| {
-                let mut farthest = Farthest { distance2: -1.0, index: 0 };
-                let start = piece * PIECE;
-                for (i, (nearest, owner)) in distance2.iter_mut().zip(owner).enumerate() {
-                    if *nearest > skip[*owner as usize] {
-                        let new = squared_distance(centre, row(start + i));
-                        if new < *nearest {
-                            (*nearest, *owner) = (new, newest as u32);
-                        }
-                    }
-                    if *nearest > farthest.distance2 {
-                        farthest = Farthest { distance2: *nearest, index: start + i };
-                    }
-                }
-                farthest
-            })
-            .reduce(|| Farthest { distance2: -1.0, index: 0 }, Farthest::or);
-        if chosen.len() == target || farthest.distance2 <= 0.0 {
+    points.add_centre(first);
+    while chosen.len() < target {
+        let largest = points.largest_bound();
+        if largest <= 0.0 {
             break;
         }
-        chosen.push(farthest.index);
-        progress(chosen.len(), target);
+        let mut level = LEVEL * largest.min(f32::MAX);
+        points.refresh(level);
+        // Points all about as far, as of noise, would be copied all.
+        let (largest, most) = (points.largest_bound(), (points.len() / 8).max(4096));
+        while level < largest && points.count_at_least(level) > most {
+            level = raised(level, largest);
+        }
+        let mut near = points.at_least(level);
+        while chosen.len() < target
+            && let Some(farthest) = near.farthest().filter(|far| far.distance2 >= level)
+            && farthest.distance2 > 0.0
+        {
+            chosen.push(farthest.index);
+            points.add_centre(farthest.index);
+            near.measure(points.newest_centre());
+            progress(chosen.len(), target);
+        }
+        points.take_back(&near);
     }
     chosen
 }
+
+/// Between the two and above `level`, at the least by one step of f32.
+fn raised(level: f32, largest: f32) -> f32 {
+    (0.5 * (level + largest)).clamp(level.next_up(), largest)
+}
+
+/// Of squared distances: lower, more points are kept up to date; higher, all points are looked at
+/// more often.
+const LEVEL: f32 = 0.97;
 
 #[cfg(test)]
 mod tests {
@@ -166,6 +188,21 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::ops::nearest_prototype::squared_distance;
+
+    fn order(
+        points: &[f32],
+        dim: usize,
+        first: usize,
+        target: usize,
+        progress: impl FnMut(usize, usize),
+    ) -> Vec<usize> {
+        let fill = |range: std::ops::Range<usize>, out: &mut [f32]| {
+            out.copy_from_slice(&points[range.start * dim..range.end * dim]);
+        };
+        let points = Points::new(points.len() / dim, dim, Isa::detect().unwrap(), fill);
+        farthest_points(points, first, target, progress)
+    }
 
     /// The definition: every point against every chosen one.
     fn plain(points: &[f32], dim: usize, first: usize, target: usize) -> Vec<usize> {
@@ -203,9 +240,9 @@ mod tests {
     #[test]
     fn farthest_is_taken_first_and_ties_by_lowest_index() {
         let line = [0.0, 1.0, 10.0, 5.0, 10.0, 5.0];
-        assert_eq!(farthest_points(&line, 1, 0, 9, |_, _| {}), [0, 2, 3, 1]);
+        assert_eq!(order(&line, 1, 0, 9, |_, _| {}), [0, 2, 3, 1]);
         let mut calls = Vec::new();
-        farthest_points(&line, 1, 0, 3, |done, total| calls.push((done, total)));
+        order(&line, 1, 0, 3, |done, total| calls.push((done, total)));
         assert_eq!(calls, [(1, 3), (2, 3), (3, 3)]);
     }
 
@@ -223,15 +260,48 @@ mod tests {
     }
 
     #[test]
+    fn more_points_at_the_same_distance_than_are_copied_at_once() {
+        // Three times as many as that, on ten places of a circle, and the middle.
+        let mut points = vec![0.0, 0.0];
+        for i in 0..13_000 {
+            let angle = (i % 10) as f32;
+            points.extend([angle.sin(), angle.cos()]);
+        }
+        assert_eq!(order(&points, 2, 0, 12, |_, _| {}), plain(&points, 2, 0, 12));
+    }
+
+    #[test]
     fn projection_keeps_distances() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let points: Vec<f32> = (0..64 * 512).map(|_| rng.random()).collect();
-        let projected = Projection::draw(512, 256, &mut rng).apply(&points);
+        let mut projected = vec![0.0; 64 * 256];
+        let projection = Projection::draw(512, 256, &mut rng);
+        projection.project(&points, Isa::detect().unwrap(), &mut projected);
         for (a, b) in (0..63).map(|i| (i, i + 1)) {
             let want = squared_distance(&points[a * 512..][..512], &points[b * 512..][..512]);
             let got = squared_distance(&projected[a * 256..][..256], &projected[b * 256..][..256]);
             // The ratio has mean 1 and variance ≤ 2/E (Achlioptas 2003, lemma 5.1): six deviations.
             assert!((got / want - 1.0).abs() < 6.0 * (2.0 / 256f32).sqrt(), "{got} {want}");
+        }
+    }
+
+    #[test]
+    fn every_path_projects_in_the_order_of_the_dimensions() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        for (n, dim, projected) in [(1, 3, 1), (7, 40, 33), (16, 130, 16)] {
+            let points: Vec<f32> = (0..n * dim).map(|_| rng.random()).collect();
+            let projection = Projection::draw(dim, projected, &mut rng);
+            let sign = |d: usize, e: usize| projection.signs[(e / 16 * dim + d) * 16 + e % 16];
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
+                let mut got = vec![0.0; n * projected];
+                projection.project(&points, isa, &mut got);
+                for (i, got) in got.iter().enumerate() {
+                    let (point, e) = (&points[i / projected * dim..][..dim], i % projected);
+                    let want =
+                        point.iter().enumerate().fold(0.0, |sum, (d, x)| sum + x * sign(d, e));
+                    assert_eq!(*got, want, "{}", isa.word());
+                }
+            }
         }
     }
 
@@ -261,7 +331,7 @@ mod tests {
         ) {
             let points = clumps(n, dim, seed);
             let first = seed as usize % n;
-            let got = farthest_points(&points, dim, first, target, |_, _| {});
+            let got = order(&points, dim, first, target, |_, _| {});
             prop_assert_eq!(got, plain(&points, dim, first, target.min(n)));
         }
     }

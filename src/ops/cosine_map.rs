@@ -116,7 +116,7 @@ impl Tile {
                 }
             };
         }
-        let [dots, aa, bb] = [s.from_array(sums[0]), s.from_array(sums[1]), s.from_array(sums[2])];
+        let [dots, aa, bb] = [s.load_array(sums[0]), s.load_array(sums[1]), s.load_array(sums[2])];
         let (norm_a, norm_b) =
             (s.add(s.sqrt(aa), s.splat(LEAST)), s.add(s.sqrt(bb), s.splat(LEAST)));
         // By the one norm before the other: a product of two small ones is no normal number.

@@ -1,21 +1,37 @@
 //! Nearest-prototype search: for each query patch the prototypes of a bank closest to it, by squared
 //! L2 distance, exactly. Letters: Q queries, N prototypes, D dimensions.
 //!
-//! A blocked matrix product gives ½|p|² − q·p for a block of queries and a tile of prototypes at a
-//! time; the Q×N matrix is never whole in memory. That expansion is wrong for close matches, so
-//! each prototype that could be the winner within the rounding error of the product is measured
-//! again as Σ(q − p)², and that decides.
+//! A scan gives each prototype a value that is cheap and nearly right, a few queries and a panel of
+//! prototypes at a time; the Q×N matrix is nowhere. Bounds of the scan's error say which prototypes
+//! can't be among the nearest; every other one is measured as Σ(q − p)², and that decides. So the
+//! answer is the same whatever the scan and the machine, to the bit.
+//!
+//! Queries are searched in runs, each beginning with what its neighbour found: neighbouring patches
+//! look alike, so nearly all prototypes are ruled out from the start.
+
+mod bytes;
+mod codes;
+mod panels;
+mod search;
+mod sketch;
+#[cfg(test)]
+mod tests;
 
 use anyhow::{Result, ensure};
-use candle_core::{Device, Storage, Tensor};
-use rayon::prelude::*;
 
-/// Queries and prototypes of one matrix product: the result (1 MiB) stays in a core's cache.
-const BLOCK: usize = 128;
-const TILE: usize = 2048;
+use super::simd::Isa;
+use super::team::Team;
+use bytes::Dot8;
+use codes::{Bound, Codes};
+use search::Task;
+
+pub use search::Scratch;
 
 /// Half an ulp of 1 in f32.
 const UNIT: f32 = 1.0 / (1u32 << 24) as f32;
+
+/// Largest |q|² and |p|²: below it no sum of the search overflows.
+const LARGEST_NORM2: f64 = f32::MAX as f64 / 16.0;
 
 /// A prototype found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,45 +42,84 @@ pub struct Nearest {
     pub distance2: f32,
 }
 
+impl Nearest {
+    fn comes_before(&self, other: &Self) -> bool {
+        self.distance2 < other.distance2
+            || self.distance2 == other.distance2 && self.index < other.index
+    }
+}
+
+/// How the prototypes that matter are found; the answer is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scan {
+    /// All dimensions in f32.
+    F32,
+    /// Sketches of fewer dimensions, one byte a dimension, on machines with 8-bit dot products
+    /// (VNNI); in f32 on others.
+    Int8,
+}
+
+impl Scan {
+    /// What suits `count` prototypes of `dim` dimensions. To sketch a query costs as much as to scan
+    /// some two hundred prototypes in f32; from a thousand on, sketches were several times faster
+    /// both on patch features, which vary in few directions, and on noise, which varies in all.
+    pub fn usual(count: usize, dim: usize) -> Self {
+        if count >= 1024 && dim >= 64 { Self::Int8 } else { Self::F32 }
+    }
+}
+
 /// Prototypes with what the search needs of them, computed once.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PrototypeBank {
     dim: usize,
-    rows: Vec<f32>,       // [N, D]
-    half_norms: Vec<f32>, // ½|p|², [N]
-    largest_norm: f32,
-    tiles: Vec<Tensor>, // [D, ≤ TILE], views of [≤ TILE, D]
+    rows: Vec<f32>, // [N, D]
+    isa: Isa,
+    codes: Codes,
+    bound: Bound,
 }
 
 impl PrototypeBank {
-    /// `rows` [N, D] with D = `dim`; N ≥ 1, finite.
+    /// `rows` [N, D] with D = `dim`; N ≥ 1, finite. Scanned as [`Scan::usual`] says, with the widest
+    /// instructions of this machine.
     pub fn new(rows: Vec<f32>, dim: usize) -> Result<Self> {
+        let scan = Scan::usual(rows.len() / dim.max(1), dim);
+        Self::scanned_by(scan, rows, dim, Isa::detect()?)
+    }
+
+    /// As [`PrototypeBank::new`], with a scan of one's own choice.
+    pub fn scanned_by(scan: Scan, rows: Vec<f32>, dim: usize, isa: Isa) -> Result<Self> {
+        let dot = match isa {
+            Isa::Portable => None,
+            Isa::Avx2 => Some(Dot8::Vnni256),
+            Isa::Avx512 => Some(Dot8::Vnni512),
+        };
+        Self::coded(scan, rows, dim, isa, dot.filter(|dot| dot.is_here()))
+    }
+
+    fn coded(scan: Scan, rows: Vec<f32>, dim: usize, isa: Isa, dot: Option<Dot8>) -> Result<Self> {
         ensure!(
             dim > 0 && !rows.is_empty() && rows.len().is_multiple_of(dim),
             "{} numbers are no prototypes of {dim} dimensions",
             rows.len()
         );
         ensure!(u32::try_from(rows.len() / dim).is_ok(), "more than 2^32 prototypes");
-        let half_norms: Vec<f32> = rows.chunks(dim).map(|row| 0.5 * norm2(row)).collect();
-        if let Some(bad) = half_norms.iter().position(|norm| !(2.0 * norm).is_finite()) {
-            anyhow::bail!("prototype {bad} is not finite");
+        let norms2: Vec<f64> = rows.chunks(dim).map(norm2).collect();
+        if let Some(bad) = norms2.iter().position(|norm2| norm2.is_nan() || *norm2 > LARGEST_NORM2)
+        {
+            anyhow::bail!("prototype {bad} is not finite or too large");
         }
-        let largest_norm = half_norms.iter().fold(0f32, |max, &norm| max.max(2.0 * norm)).sqrt();
-        let tiles = rows
-            .chunks(TILE * dim)
-            .map(|tile| Tensor::from_slice(tile, (tile.len() / dim, dim), &Device::Cpu)?.t())
-            .collect::<candle_core::Result<_>>()?;
-        Ok(Self { dim, rows, half_norms, largest_norm, tiles })
+        let (codes, bound) = Codes::new(scan, &rows, dim, &norms2, (isa, dot));
+        Ok(Self { dim, rows, isa, codes, bound })
     }
 
     /// Number of prototypes N.
     pub fn len(&self) -> usize {
-        self.half_norms.len()
+        self.rows.len() / self.dim
     }
 
     /// Never: a bank holds at least one prototype.
     pub fn is_empty(&self) -> bool {
-        self.half_norms.is_empty()
+        self.rows.is_empty()
     }
 
     /// D.
@@ -82,138 +137,135 @@ impl PrototypeBank {
         &self.rows
     }
 
+    /// How many dimensions the scan goes through: fewer than D where few of them hold nearly all
+    /// of the prototypes' variance.
+    pub fn scanned_dims(&self) -> usize {
+        self.codes.dims()
+    }
+
     /// The closest prototype of each query: `queries` `[Q, D]` → `[Q]`. Ties: lowest index.
-    pub fn nearest(&self, queries: &[f32]) -> Result<Vec<Nearest>> {
-        self.top(queries, 1)
+    pub fn nearest(&self, team: &Team, queries: &[f32]) -> Result<Vec<Nearest>> {
+        self.top(team, queries, 1)
     }
 
     /// The min(k, N) closest prototypes of each query, nearest first, ties by lowest index:
     /// `queries` [Q, D] → [Q, min(k, N)], flat. A query that is not finite is an error.
-    pub fn top(&self, queries: &[f32], k: usize) -> Result<Vec<Nearest>> {
-        ensure!(
-            queries.len().is_multiple_of(self.dim),
-            "{} numbers are no queries of {} dimensions",
-            queries.len(),
-            self.dim
-        );
+    pub fn top(&self, team: &Team, queries: &[f32], k: usize) -> Result<Vec<Nearest>> {
         let k = k.min(self.len());
-        let blocks = queries.par_chunks(BLOCK * self.dim);
-        let found: Vec<Vec<Nearest>> =
-            blocks.map(|block| self.top_of_block(block, k)).collect::<Result<_>>()?;
-        Ok(found.concat())
+        let mut out = vec![NOTHING; queries.len() / self.dim * k];
+        if k > 0 {
+            self.top_into(team, queries, k, &mut out, &mut Scratch::default())?;
+        }
+        Ok(out)
     }
 
-    fn top_of_block(&self, block: &[f32], k: usize) -> Result<Vec<Nearest>> {
-        let mut searches = Vec::with_capacity(BLOCK);
-        for query in block.chunks(self.dim) {
-            let norm2 = norm2(query);
-            ensure!(norm2.is_finite(), "a feature of the picture is not finite");
-            searches.push(Search::new(k, norm2, self.largest_norm, self.dim));
-        }
-        let queries = Tensor::from_slice(block, (searches.len(), self.dim), &Device::Cpu)?;
-        let tiles = self.tiles.iter().zip(self.half_norms.chunks(TILE));
-        for ((tile, half_norms), first) in tiles.zip((0..).step_by(TILE)) {
-            let products = queries.matmul(tile)?; // [block, tile]
-            let (storage, _) = products.storage_and_layout();
-            let Storage::Cpu(storage) = &*storage else { unreachable!("made on the CPU") };
-            let products = storage.as_slice::<f32>()?;
-            for (search, products) in searches.iter_mut().zip(products.chunks(half_norms.len())) {
-                search.scan(products, half_norms, first);
+    /// As [`PrototypeBank::nearest`], into `out` [Q], without allocation where `scratch` has seen
+    /// this bank and a team as large.
+    ///
+    /// # Panics
+    /// If `out` is of another length.
+    pub fn nearest_into(
+        &self,
+        team: &Team,
+        queries: &[f32],
+        out: &mut [Nearest],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        self.top_into(team, queries, 1, out, scratch)
+    }
+
+    /// As [`PrototypeBank::top`] with 1 ≤ `k` ≤ N, into `out` [Q, k].
+    ///
+    /// # Panics
+    /// If `k` or the length of `out` is another.
+    pub fn top_into(
+        &self,
+        team: &Team,
+        queries: &[f32],
+        k: usize,
+        out: &mut [Nearest],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let task = Task { queries, order: None, seeded: false, panels: 0..self.codes.panels(), k };
+        self.search(team, &task, out, scratch)
+    }
+
+    /// The query whose nearest prototype is farthest, and that prototype: what an image score
+    /// without a map needs. Ties: lowest query. `queries` [Q, D], Q ≥ 1.
+    ///
+    /// The first prototypes of a coreset already cover all others roughly, so a scan of them bounds
+    /// every query's distance; then queries are searched in order of that bound, until it falls
+    /// below a distance found.
+    pub fn farthest_nearest(
+        &self,
+        team: &Team,
+        queries: &[f32],
+        scratch: &mut Scratch,
+    ) -> Result<(usize, Nearest)> {
+        let mut order = std::mem::take(&mut scratch.order);
+        let mut bounds = std::mem::take(&mut scratch.bounds);
+        let mut found = std::mem::take(&mut scratch.found);
+        let farthest =
+            self.farthest_of(team, queries, scratch, (&mut order, &mut bounds, &mut found));
+        (scratch.order, scratch.bounds, scratch.found) = (order, bounds, found);
+        farthest
+    }
+
+    fn farthest_of(
+        &self,
+        team: &Team,
+        queries: &[f32],
+        scratch: &mut Scratch,
+        (order, bounds, found): (&mut Vec<u32>, &mut Vec<Nearest>, &mut Vec<Nearest>),
+    ) -> Result<(usize, Nearest)> {
+        let count = queries.len() / self.dim;
+        ensure!(u32::try_from(count).is_ok_and(|count| count > 0), "{count} queries");
+        let first = self.codes.panels().div_ceil(FIRST_SHARE);
+        bounds.clear();
+        bounds.resize(count, NOTHING);
+        let task = Task { queries, order: None, seeded: false, panels: 0..first, k: 1 };
+        self.search(team, &task, bounds, scratch)?;
+        order.clear();
+        order.extend(0..count as u32);
+        let bound = |query: u32| bounds[query as usize].distance2;
+        order.sort_unstable_by(|&a, &b| bound(b).total_cmp(&bound(a)).then(a.cmp(&b)));
+        let mut farthest: Option<(u32, Nearest)> = None;
+        for group in order.chunks(self.codes.slots() / 2 * team.threads()) {
+            // Not below it: one as far may have a lower number.
+            let open = |query: &u32| farthest.is_none_or(|(_, far)| bound(*query) >= far.distance2);
+            let group = &group[..group.partition_point(open)];
+            if group.is_empty() {
+                break;
             }
-        }
-        let pairs = searches.into_iter().zip(block.chunks(self.dim));
-        Ok(pairs.flat_map(|(search, query)| search.finish(query, self)).collect())
-    }
-}
-
-/// The search of one query. Values are ½|p|² − q·p, that is half the squared distance less ½|q|².
-struct Search {
-    /// The k smallest values so far, ascending.
-    best: Vec<f32>,
-    k: usize,
-    /// Every prototype whose value is at or below `limit` when seen: the winners are among them.
-    candidates: Vec<(f32, u32)>,
-    limit: f32,
-    norm2: f32,
-    /// Bound of a value's error; see [`Search::new`].
-    error: f32,
-    /// Bound of the relative error of a squared distance measured as Σ(q − p)².
-    relative: f32,
-}
-
-impl Search {
-    /// Bounds after Higham (2002), section 3.1: a dot product of D terms, summed in any order, is
-    /// off by at most D·u·|q||p| (u = 2⁻²⁴; a little more for u²), and Σ(q − p)² by (D + 2)·u of
-    /// itself; ½|p|² is rounded once, and so is the difference.
-    fn new(k: usize, norm2: f32, largest_norm: f32, dim: usize) -> Self {
-        let relative = (dim + 8) as f32 * UNIT;
-        let error = relative * norm2.sqrt() * largest_norm + 2.0 * UNIT * largest_norm.powi(2);
-        Self {
-            best: Vec::with_capacity(k + 1),
-            k,
-            candidates: Vec::new(),
-            limit: f32::INFINITY,
-            norm2,
-            error,
-            relative,
-        }
-    }
-
-    /// One tile: `products` q·p and `half_norms` ½|p|², prototypes from `first` on.
-    fn scan(&mut self, products: &[f32], half_norms: &[f32], first: u32) {
-        const LANES: usize = 32;
-        let chunks = products.chunks(LANES).zip(half_norms.chunks(LANES));
-        for ((products, half_norms), first) in chunks.zip((first..).step_by(LANES)) {
-            let mut values = [f32::INFINITY; LANES];
-            for ((value, product), half) in values.iter_mut().zip(products).zip(half_norms) {
-                *value = half - product;
-            }
-            // Without a branch an element, so that the compiler makes it a few vector comparisons.
-            if values.iter().fold(false, |any, &value| any | (value <= self.limit)) {
-                for (&value, index) in values[..products.len()].iter().zip(first..) {
-                    self.offer(value, index);
+            found.clear();
+            found.extend(group.iter().map(|&query| bounds[query as usize]));
+            let order = Some(group);
+            let task =
+                Task { queries, order, seeded: true, panels: first..self.codes.panels(), k: 1 };
+            self.search(team, &task, found, scratch)?;
+            for (&query, &nearest) in group.iter().zip(&*found) {
+                let further = farthest.is_none_or(|(other, far)| {
+                    nearest.distance2 > far.distance2
+                        || nearest.distance2 == far.distance2 && query < other
+                });
+                if further {
+                    farthest = Some((query, nearest));
                 }
             }
         }
-    }
-
-    fn offer(&mut self, value: f32, index: u32) {
-        if value > self.limit {
-            return;
-        }
-        self.candidates.push((value, index));
-        if self.best.len() == self.k && self.best.last().is_some_and(|&worst| value >= worst) {
-            return;
-        }
-        let at = self.best.partition_point(|&other| other <= value);
-        self.best.insert(at, value);
-        self.best.truncate(self.k);
-        if let [.., worst] = self.best[..]
-            && self.best.len() == self.k
-        {
-            // If p is measured no farther than the k-th best b, then with true distances t:
-            // t(p) ≤ t(b)·(1 + 2·relative), hence value(p) ≤ value(b) + 2·error + relative·t(b).
-            let farthest = (2.0 * (worst + self.error) + self.norm2).max(0.0);
-            self.limit = worst + 2.0 * self.error + 1.01 * self.relative * farthest;
-        }
-    }
-
-    /// Measures the candidates and keeps the k nearest.
-    fn finish(mut self, query: &[f32], bank: &PrototypeBank) -> Vec<Nearest> {
-        self.candidates.retain(|&(value, _)| value <= self.limit);
-        let measure = |&(_, index): &(f32, u32)| Nearest {
-            index,
-            distance2: squared_distance(query, bank.row(index as usize)),
-        };
-        let mut found: Vec<Nearest> = self.candidates.iter().map(measure).collect();
-        found.sort_by(|a, b| a.distance2.total_cmp(&b.distance2).then(a.index.cmp(&b.index)));
-        found.truncate(self.k);
-        found
+        let (query, nearest) = farthest.expect("there is a query, and the first group is open");
+        Ok((query as usize, nearest))
     }
 }
 
+/// One in so many panels is looked through for the first bound of [`PrototypeBank::farthest_nearest`].
+const FIRST_SHARE: usize = 16;
+
+const NOTHING: Nearest = Nearest { index: 0, distance2: f32::INFINITY };
+
 /// Σ(a − b)², f32: sixteen sums side by side, then added in a fixed order, so that the result is
 /// the same on every machine.
+#[inline(always)]
 pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
     let mut sums = [0f32; 16];
@@ -227,103 +279,14 @@ pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// |a|², summed in f64.
-fn norm2(a: &[f32]) -> f32 {
-    a.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() as f32
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use rand::{RngExt, SeedableRng};
-    use rand_chacha::ChaCha8Rng;
-
-    use super::*;
-
-    /// The definition: all distances, sorted; flat [Q, min(k, N)].
-    fn plain_top(rows: &[f32], queries: &[f32], dim: usize, k: usize) -> Vec<Nearest> {
-        let mut out = Vec::new();
-        for query in queries.chunks(dim) {
-            let mut all: Vec<Nearest> = rows
-                .chunks(dim)
-                .zip(0..)
-                .map(|(row, index)| Nearest { index, distance2: squared_distance(query, row) })
-                .collect();
-            all.sort_by(|a, b| a.distance2.total_cmp(&b.distance2).then(a.index.cmp(&b.index)));
-            out.extend(all.into_iter().take(k));
-        }
-        out
-    }
-
-    fn draw(n: usize, offset: f32, rng: &mut ChaCha8Rng) -> Vec<f32> {
-        (0..n).map(|_| offset + rng.random::<f32>()).collect()
-    }
-
-    #[test]
-    fn squared_distance_equals_the_f64_sum() {
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        for dim in [1, 15, 16, 31, 33, 384, 1025] {
-            let (a, b) = (draw(dim, 0.0, &mut rng), draw(dim, 0.0, &mut rng));
-            let terms = a.iter().zip(&b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
-            let want = terms.sum::<f64>();
-            let got = f64::from(squared_distance(&a, &b));
-            assert!((got - want).abs() <= (dim + 2) as f64 * f64::from(UNIT) * want, "{dim}");
+fn norm2(a: &[f32]) -> f64 {
+    let (eights, rest) = a.as_chunks::<8>();
+    let mut sums = [0f64; 8];
+    for eight in eights {
+        for i in 0..8 {
+            sums[i] += f64::from(eight[i]) * f64::from(eight[i]);
         }
     }
-
-    #[test]
-    fn prototype_equal_to_the_query_has_distance_zero() {
-        let mut rng = ChaCha8Rng::seed_from_u64(2);
-        // Far from the origin, where |q|² + |p|² − 2q·p in f32 would be off by more than the
-        // distances themselves.
-        let rows = draw(300 * 33, 1000.0, &mut rng);
-        let bank = PrototypeBank::new(rows.clone(), 33).unwrap();
-        for (found, index) in bank.nearest(&rows).unwrap().iter().zip(0..) {
-            assert_eq!(*found, Nearest { index, distance2: 0.0 });
-        }
-    }
-
-    #[test]
-    fn tie_goes_to_the_lowest_index() {
-        let bank = PrototypeBank::new(vec![5.0, 1.0, 3.0, 1.0, 3.0], 1).unwrap();
-        let found = bank.top(&[2.0], 4).unwrap();
-        assert_eq!(found.iter().map(|f| f.index).collect::<Vec<_>>(), [1, 2, 3, 4]);
-        assert_eq!(bank.top(&[2.0], 9).unwrap().len(), 5);
-    }
-
-    #[test]
-    fn nan_is_refused() {
-        assert!(PrototypeBank::new(vec![1.0, f32::NAN], 1).is_err());
-        assert!(PrototypeBank::new(Vec::new(), 4).is_err());
-        let bank = PrototypeBank::new(vec![1.0, 2.0], 2).unwrap();
-        assert!(bank.nearest(&[1.0, f32::NAN]).is_err());
-        assert!(bank.nearest(&[1.0, f32::INFINITY]).is_err());
-        assert!(bank.nearest(&[1.0]).is_err());
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(16))]
-        #[test]
-        fn equals_the_definition(
-            q in prop::sample::select(vec![1usize, 33, 130]),
-            n in prop::sample::select(vec![1usize, 31, 33, 1025, 2049]),
-            dim in prop::sample::select(vec![1usize, 31, 33, 128]),
-            k in 1usize..=9,
-            offset in prop::sample::select(vec![-0.5f32, 0.0, 300.0]),
-            seed in any::<u64>(),
-        ) {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            let mut rows = draw(n * dim, offset, &mut rng);
-            // Near and exact doubles, far apart in the bank.
-            let copy = rows[..dim].to_vec();
-            let last = rows.len() - dim;
-            rows[last..].copy_from_slice(&copy);
-            let middle = (n / 2) * dim;
-            rows[middle..middle + dim].iter_mut().zip(&copy).for_each(|(x, c)| *x = c * (1.0 + 2.0 * UNIT));
-            let mut queries = draw(q * dim, offset, &mut rng);
-            queries[..dim].copy_from_slice(&copy);
-            let bank = PrototypeBank::new(rows.clone(), dim).unwrap();
-            // Both measure by the same sum, so index and distance are equal to the bit.
-            prop_assert_eq!(bank.top(&queries, k).unwrap(), plain_top(&rows, &queries, dim, k));
-        }
-    }
+    let rest: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    sums.iter().sum::<f64>() + rest
 }

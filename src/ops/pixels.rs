@@ -14,6 +14,7 @@ use super::feature_map::{Buffer, Shared};
 use super::rows::helping;
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::simd_math::round;
+use super::stem_conv::Planes;
 use super::team::Team;
 
 /// An 8-bit picture, row by row, the samples of a pixel side by side.
@@ -46,9 +47,7 @@ impl<'a> Pixels<'a> {
 /// Fills planes of one target size; keeps the weights of the last source size.
 #[derive(Debug)]
 pub struct PixelsIn {
-    height: usize,
-    width: usize,
-    pad: usize,
+    planes: Planes,
     mean: [f32; 3],
     std: [f32; 3],
     columns: Weights,
@@ -60,32 +59,15 @@ pub struct PixelsIn {
 }
 
 impl PixelsIn {
-    /// To (H, W) = `to`, with `pad` zeros all round; a level p becomes (p/255 − mean)/std.
+    /// To `planes`; a level p becomes (p/255 − mean)/std.
     ///
     /// # Panics
     /// If a side is 0.
-    pub fn new(to: (usize, usize), pad: usize, mean: [f32; 3], std: [f32; 3]) -> Self {
-        let (height, width) = to;
-        assert!(height * width > 0, "pictures of {width} × {height} have no pixels");
+    pub fn new(planes: Planes, mean: [f32; 3], std: [f32; 3]) -> Self {
+        assert!(planes.height * planes.width > 0, "{planes:?} have no pixels");
         let (columns, rows) = (Weights::default(), Weights::default());
         let (narrowed, turned) = (Vec::new(), Vec::new());
-        Self { height, width, pad, mean, std, columns, rows, narrowed, turned }
-    }
-
-    /// Numbers from a row of a plane to the next: the row, `pad` zeros on both sides, and 16 more, so
-    /// that lanes loaded from its last place stay in the buffer.
-    pub fn row_len(&self) -> usize {
-        self.width + 2 * self.pad + LANES
-    }
-
-    /// Numbers from a plane to the next; the planes are [B][3].
-    pub fn plane_len(&self) -> usize {
-        (self.height + 2 * self.pad) * self.row_len()
-    }
-
-    /// Numbers of a buffer for `batch` pictures.
-    pub fn planes_len(&self, batch: usize) -> usize {
-        batch * 3 * self.plane_len()
+        Self { planes, mean, std, columns, rows, narrowed, turned }
     }
 
     /// Writes the planes of `pictures`, one behind the other; what surrounds them in `planes` is left
@@ -96,13 +78,13 @@ impl PixelsIn {
     /// # Panics
     /// If `planes` is too short.
     pub fn run(&mut self, team: &Team, isa: Isa, pictures: &[Pixels<'_>], planes: &Buffer) {
-        let len = self.planes_len(pictures.len());
+        let len = self.planes.len(pictures.len());
         assert!(planes.len() >= len, "{len} numbers in a buffer of {}", planes.len());
         for (i, picture) in pictures.iter().enumerate() {
-            let first = i * 3 * self.plane_len() + self.pad * self.row_len() + self.pad;
+            let first = i * 3 * self.planes.plane() + self.planes.pad * (self.planes.row() + 1);
             // SAFETY: within the picture's own planes, which end in the buffer, as just checked.
             let to = Shared(unsafe { planes.as_ptr().add(first) });
-            if (picture.height, picture.width) == (self.height, self.width) {
+            if (picture.height, picture.width) == (self.planes.height, self.planes.width) {
                 self.copy(team, picture, to);
             } else {
                 self.prepare(picture, team.threads());
@@ -114,8 +96,8 @@ impl PixelsIn {
 
     /// Weights and room for pictures like this one.
     fn prepare(&mut self, picture: &Pixels<'_>, threads: usize) {
-        self.columns.fit(picture.width, self.width);
-        self.rows.fit(picture.height, self.height);
+        self.columns.fit(picture.width, self.planes.width);
+        self.rows.fit(picture.height, self.planes.height);
         let narrowed = picture.height.next_multiple_of(LANES) * self.narrowed_row(picture.depth);
         let turned = threads * self.turned_len(picture);
         grow(&mut self.narrowed, narrowed, 0);
@@ -123,7 +105,7 @@ impl PixelsIn {
     }
 
     fn narrowed_row(&self, depth: usize) -> usize {
-        depth * self.width.next_multiple_of(LANES)
+        depth * self.planes.width.next_multiple_of(LANES)
     }
 
     /// Of one thread: the source's columns, and those of the result.
@@ -166,8 +148,8 @@ impl PixelsIn {
     /// The second pass, and normalisation.
     fn shorten(&self, team: &Team, isa: Isa, depth: usize, to: Shared<*mut f32>) {
         let row = self.narrowed_row(depth);
-        let helping = helping(team, self.height, 8 * row);
-        team.chunks(self.height, helping, |_, first, end| {
+        let helping = helping(team, self.planes.height, 8 * row);
+        team.chunks(self.planes.height, helping, |_, first, end| {
             isa.run(Shorten { own: self, depth, row, to: to.get(), first, end });
         });
     }
@@ -178,15 +160,16 @@ impl PixelsIn {
             let (mean, std) = (self.mean[channel], self.std[channel]);
             std::array::from_fn(|level| (level as f32 / 255.0 - mean) / std)
         });
-        let helping = helping(team, self.height, 3 * self.width);
-        team.chunks(self.height, helping, |_, first, end| {
+        let helping = helping(team, self.planes.height, 3 * self.planes.width);
+        team.chunks(self.planes.height, helping, |_, first, end| {
             for y in first..end {
                 for (channel, levels) in levels.iter().enumerate() {
                     // SAFETY: row y of the plane begins there and has W numbers; no other thread has
                     // this row.
                     let row = unsafe {
-                        let start = to.get().add(channel * self.plane_len() + y * self.row_len());
-                        std::slice::from_raw_parts_mut(start, self.width)
+                        let start =
+                            to.get().add(channel * self.planes.plane() + y * self.planes.row());
+                        std::slice::from_raw_parts_mut(start, self.planes.width)
                     };
                     let sample = if picture.depth == 1 { 0 } else { channel };
                     for (to, pixel) in row.iter_mut().zip(picture.row(y).chunks(picture.depth)) {
@@ -392,7 +375,7 @@ impl Kernel for Shorten<'_> {
             let (first, weights) = own.rows.get(y);
             let source = &own.narrowed[first * self.row..][..weights.len() * self.row];
             for sample in 0..self.depth {
-                for x in (0..own.width).step_by(LANES) {
+                for x in (0..own.planes.width).step_by(LANES) {
                     let mut sum = Sum::new(s);
                     let at = sample * plane + x;
                     for (row, weight) in source.chunks_exact(self.row).zip(weights) {
@@ -406,8 +389,8 @@ impl Kernel for Shorten<'_> {
                     for channel in channels {
                         let value = s.sub(level, s.splat(own.mean[channel]));
                         let value = s.div(value, s.splat(own.std[channel]));
-                        let offset = channel * own.plane_len() + y * own.row_len() + x;
-                        let count = (own.width - x).min(LANES);
+                        let offset = channel * own.planes.plane() + y * own.planes.row() + x;
+                        let count = (own.planes.width - x).min(LANES);
                         // SAFETY: `count` numbers from place (y, x) of that plane are within its row,
                         // which no other thread has.
                         unsafe {
@@ -434,17 +417,20 @@ mod tests {
 
     /// Levels as they are, to look at what resizing does.
     fn plain(to: (usize, usize), pad: usize) -> PixelsIn {
-        PixelsIn::new(to, pad, [0.0; 3], [1.0 / 255.0; 3])
+        PixelsIn::new(Planes { height: to.0, width: to.1, pad }, [0.0; 3], [1.0 / 255.0; 3])
     }
 
     /// The levels of one picture [H, W, 3].
     fn levels(own: &PixelsIn, planes: &mut Buffer, picture: usize) -> Vec<u8> {
         let values = planes.as_mut_slice();
         let mut out = Vec::new();
-        for (y, x) in (0..own.height).flat_map(|y| (0..own.width).map(move |x| (y, x))) {
+        for (y, x) in
+            (0..own.planes.height).flat_map(|y| (0..own.planes.width).map(move |x| (y, x)))
+        {
             for c in 0..3 {
-                let plane = (picture * 3 + c) * own.plane_len();
-                let value = values[plane + (y + own.pad) * own.row_len() + x + own.pad];
+                let plane = (picture * 3 + c) * own.planes.plane();
+                let value =
+                    values[plane + (y + own.planes.pad) * own.planes.row() + x + own.planes.pad];
                 // A division and its inverse are a last place or two away from the level.
                 assert!((value - value.round()).abs() < 1e-4, "{value}");
                 out.push(value.round() as u8);
@@ -512,7 +498,7 @@ mod tests {
                     let samples = noise(h * w * depth);
                     let picture = Pixels::new(&samples, (h, w), depth);
                     let mut own = plain(to, 1);
-                    let mut planes = Buffer::zeroed(own.planes_len(1));
+                    let mut planes = Buffer::zeroed(own.planes.len(1));
                     own.run(team, isa, &[picture], &planes);
                     let want: Vec<u8> = pillow(&picture, to)
                         .chunks(depth)
@@ -539,7 +525,7 @@ mod tests {
                 if name.starts_with("rgb") { ("input_rgb", 3) } else { ("input_l", 1) };
             let ((samples, from), (want, to)) = (read(&file[input]), read(expected));
             let mut own = plain(to, 0);
-            let mut planes = Buffer::zeroed(own.planes_len(1));
+            let mut planes = Buffer::zeroed(own.planes.len(1));
             let isa = Isa::detect().unwrap();
             own.run(&Team::alone(), isa, &[Pixels::new(&samples, from, depth)], &planes);
             let got: Vec<u8> =
@@ -562,7 +548,7 @@ mod tests {
                 .use_alpha(false);
             Resizer::new().resize(&source, &mut target, &options).unwrap();
             let mut own = plain(to, 0);
-            let mut planes = Buffer::zeroed(own.planes_len(1));
+            let mut planes = Buffer::zeroed(own.planes.len(1));
             let picture = Pixels::new(&samples, from, depth);
             own.run(&Team::alone(), Isa::detect().unwrap(), &[picture], &planes);
             let got = levels(&own, &mut planes, 0);
@@ -584,10 +570,10 @@ mod tests {
         ];
         let level = |level: u8, c: usize| (f32::from(level) / 255.0 - mean[c]) / std[c];
         everywhere(|team, isa| {
-            let mut own = PixelsIn::new((20, 24), 3, mean, std);
-            let mut planes = Buffer::zeroed(own.planes_len(3));
+            let mut own = PixelsIn::new(Planes { height: 20, width: 24, pad: 3 }, mean, std);
+            let mut planes = Buffer::zeroed(own.planes.len(3));
             own.run(team, isa, &pictures, &planes);
-            let (row_len, plane_len) = (own.row_len(), own.plane_len());
+            let (row_len, plane_len) = (own.planes.row(), own.planes.plane());
             for (i, value) in planes.as_mut_slice().iter().enumerate() {
                 let (plane, y, x) = (i / plane_len, i % plane_len / row_len, i % row_len);
                 let (picture, c) = (plane / 3, plane % 3);

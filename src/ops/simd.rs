@@ -135,7 +135,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const CONV_ROWS: usize;
 
     fn splat(self, x: f32) -> Self::F;
-    fn from_array(self, xs: [f32; LANES]) -> Self::F;
+    fn load_array(self, xs: [f32; LANES]) -> Self::F;
     fn to_array(self, xs: Self::F) -> [f32; LANES];
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
@@ -217,7 +217,7 @@ impl Simd for Portable {
         [x; LANES]
     }
     #[inline(always)]
-    fn from_array(self, xs: [f32; LANES]) -> Self::F {
+    fn load_array(self, xs: [f32; LANES]) -> Self::F {
         xs
     }
     #[inline(always)]
@@ -414,7 +414,7 @@ mod x86 {
             unsafe { [_mm256_set1_ps(x); 2] }
         }
         #[inline(always)]
-        fn from_array(self, xs: [f32; LANES]) -> Self::F {
+        fn load_array(self, xs: [f32; LANES]) -> Self::F {
             // SAFETY: 16 f32 are readable behind the array.
             unsafe { self.load(xs.as_ptr()) }
         }
@@ -606,7 +606,7 @@ mod x86 {
             whole!(_mm512_set1_ps(x))
         }
         #[inline(always)]
-        fn from_array(self, xs: [f32; LANES]) -> Self::F {
+        fn load_array(self, xs: [f32; LANES]) -> Self::F {
             // SAFETY: 16 f32 are readable behind the array.
             unsafe { self.load(xs.as_ptr()) }
         }
@@ -722,7 +722,7 @@ mod tests {
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) -> Self::Output {
-            let (a, b, c) = (s.from_array(self.0), s.from_array(self.1), s.from_array(self.2));
+            let (a, b, c) = (s.load_array(self.0), s.load_array(self.1), s.load_array(self.2));
             let mask = s.lt(a, b);
             let values = [
                 s.add(a, b),

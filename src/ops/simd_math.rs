@@ -55,7 +55,7 @@ mod tests {
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) -> Self::Output {
-            let xs = s.from_array(self.0);
+            let xs = s.load_array(self.0);
             [s.to_array(exp(s, xs)), s.to_array(sigmoid(s, xs))]
         }
     }

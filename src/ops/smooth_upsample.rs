@@ -78,7 +78,14 @@ impl SmoothUpsample {
                 };
                 let weights = &this.vertical[y * this.from.0..][..this.from.0];
                 let horizontal = this.horizontal.as_slice();
-                this.isa.run(Row { weights, distances, patches: this.from.1, horizontal, work, row });
+                this.isa.run(Row {
+                    weights,
+                    distances,
+                    patches: this.from.1,
+                    horizontal,
+                    work,
+                    row,
+                });
             }
         });
     }
@@ -182,8 +189,11 @@ mod tests {
         let mut distances = vec![1.0; 64];
         distances[10] = f32::NAN;
         let mut map = vec![0.0; 64 * 64];
-        SmoothUpsample::new(Isa::Portable, 1, (8, 8), (64, 64), 4.0)
-            .run(&Team::alone(), &distances, &mut map);
+        SmoothUpsample::new(Isa::Portable, 1, (8, 8), (64, 64), 4.0).run(
+            &Team::alone(),
+            &distances,
+            &mut map,
+        );
         assert!(map[10 * 64 + 18].is_nan());
     }
 }

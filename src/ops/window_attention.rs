@@ -141,7 +141,7 @@ pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     for x in &mut power {
         *x = f32::from_bits(x.to_bits() << 23);
     }
-    s.mul(p, s.from_array(power))
+    s.mul(p, s.load_array(power))
 }
 
 #[cfg(test)]
@@ -156,7 +156,7 @@ mod tests {
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) -> Self::Output {
-            s.to_array(exp(s, s.from_array(self.0)))
+            s.to_array(exp(s, s.load_array(self.0)))
         }
     }
 

@@ -10,11 +10,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::{Event, Grounds, Inspection, Tuning, now};
 use crate::detector::{Detection, Detector};
 use crate::frame::{Frame, Image};
+use crate::ops::team;
 use crate::telemetry::{Counters, Progress};
 use crate::verdict::{Cause, Judge, Verdict};
 
 pub(super) struct Infer {
     pub detectors: Vec<Box<dyn Detector>>,
+    pub pin: bool,
     /// By camera.
     pub detector_of: Vec<usize>,
     /// Most frames in one go.
@@ -32,6 +34,9 @@ impl Infer {
         events: &Sender<Event>,
         tunings: &[Tuning],
     ) {
+        if self.pin {
+            team::pin_current(0);
+        }
         let mut rules = Rules::new(tunings);
         let mut paces = vec![Pace::new(self.batch); self.detectors.len()];
         let mut held: Option<Frame> = None;

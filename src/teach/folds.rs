@@ -49,7 +49,7 @@ pub(super) fn cross_fit(
         let bank = memory_bank(config, others, extractor.dims(), &mut rng, &mut |done, total| {
             progress(step, done, total);
         })?;
-        let detector = PatchPrototypes::new(extractor, bank)?;
+        let mut detector = PatchPrototypes::new(extractor, bank)?;
         for batch in own.chunks(BATCH * picture) {
             judged.extend(detector.detect_features(batch)?.iter().map(scores));
         }

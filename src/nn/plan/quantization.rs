@@ -281,7 +281,9 @@ mod tests {
         assert_eq!(bytes.flops(), floats.flops());
         let count = bytes.layers().iter().filter(|layer| layer.kernel == "int8").count();
         eprintln!("{name}: {count}");
-        if convs>1 { assert_eq!(count, convs, "{name}"); }
+        if convs > 1 {
+            assert_eq!(count, convs, "{name}");
+        }
         let pixels = pixels(graph, 1, 3);
         let (got, want) = (outputs(&mut bytes, &pixels), outputs(&mut floats, &pixels));
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {

@@ -231,8 +231,10 @@ fn what_does_not_fit_the_network_is_refused() {
     assert!(run(&[random([1, 3, 8, 8], 1), random([1, 3, 8, 8], 1)]).is_some());
 }
 
-/// Every operation, as a function of two maps [4, 8, 8]; a tuple's word names it.
-fn differentiable() -> Vec<(&'static str, fn(&mut Graph, Value, Value) -> Value)> {
+/// An operation on two maps [4, 8, 8], and its name.
+type Differentiable = (&'static str, fn(&mut Graph, Value, Value) -> Value);
+
+fn differentiable() -> Vec<Differentiable> {
     vec![
         ("relu", |g, a, _| g.relu(a)),
         ("leaky relu", |g, a, _| g.leaky_relu(a, 0.1)),

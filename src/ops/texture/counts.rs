@@ -214,7 +214,7 @@ impl Kernel for Pairs<'_> {
                     lanes[1] = levels[n];
                     lanes[2] = pairs[m * pad + n] / (total + 1e-6);
                     // SAFETY: column N·m + n of the region's row of y, which this job alone writes.
-                    unsafe { s.store(to.add(n * LANES), s.from_array(lanes)) };
+                    unsafe { s.store(to.add(n * LANES), s.load_array(lanes)) };
                 }
             }
         }

@@ -107,7 +107,7 @@ impl Cosines<'_> {
             lanes[0] = s.sum(dots[i]) / (larger(s.sum(squares[i]).sqrt()) * norm);
             let to = self.y.place(b, 0, row as isize, (x + i) as isize);
             // SAFETY: a place of y's interior, which this job alone writes.
-            unsafe { s.store(to, s.from_array(lanes)) };
+            unsafe { s.store(to, s.load_array(lanes)) };
         }
     }
 }
