@@ -280,15 +280,11 @@ mod tests {
         assert_eq!((floats.precision(), bytes.precision()), (Precision::F32, Precision::Int8));
         assert_eq!(bytes.flops(), floats.flops());
         let count = bytes.layers().iter().filter(|layer| layer.kernel == "int8").count();
-        eprintln!("{name}: {count}");
-        if convs > 1 {
-            assert_eq!(count, convs, "{name}");
-        }
+        assert_eq!(count, convs, "{name}");
         let pixels = pixels(graph, 1, 3);
         let (got, want) = (outputs(&mut bytes, &pixels), outputs(&mut floats, &pixels));
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {
             let error = relative_error(got, want);
-            eprintln!("{name} output {i}: {error}");
             assert!(error <= bound, "{name} output {i}: {error}");
         }
         bytes
@@ -304,15 +300,17 @@ mod tests {
         check("resnet50", &resnet::graph(Depth::R50, 2, (64, 64)).unwrap(), 23, 0.05);
         // Heads are last layers.
         check("compact", &compact::graph(64, 64), 9, 0.05);
-        let plan = check("destseg", &destseg::graph(64, 64), 61, 0.2);
+        let plan = check("destseg", &destseg::graph(64, 64), 61, 0.05);
         assert!(plan.layers().iter().all(|layer| layer.kernel != "copy"));
     }
 
     #[test]
     fn other_networks_run_what_they_can() {
-        check("ntsnet", &ntsnet::graph(64, 64), 66, 1.0);
-        check("prn", &prn::graph(128, [3; 3]), 1, 1.0);
-        check("mlff", &mlff::graph(64, 64, graph::LevelRule::Paper), 1, 1.0);
+        check("ntsnet", &ntsnet::graph(64, 64), 66, 0.05);
+        // Levels have hard edges: a value near one falls to either side.
+        check("mlff", &mlff::graph(64, 64, graph::LevelRule::Paper), 53, 0.2);
+        // Which of drawn prototypes is nearest turns on little, and all else on that.
+        check("prn", &prn::graph(128, [3; 3]), 113, 1.0);
     }
 
     #[test]
@@ -380,8 +378,8 @@ mod tests {
         let plan = check("made up", &made_up(), 8, 0.05);
         let words: Vec<_> = plan.layers().iter().map(|layer| layer.kernel).collect();
         let count = |word: &str| words.iter().filter(|own| **own == word).count();
-        // stem, the sum with floats that may be NaN, the concatenation of parts that are read alone
-        assert_eq!((count("quantize"), count("copy")), (3, 2), "{words:?}");
+        // stem, the sum with floats that may be NaN, the concatenation whose parts others read too
+        assert_eq!((count("quantize"), count("copy")), (3, 0), "{words:?}");
     }
 
     #[test]
