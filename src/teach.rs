@@ -9,6 +9,7 @@
 mod folds;
 mod pictures;
 mod plan;
+pub mod precision;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,13 +24,14 @@ pub use pictures::{Good, pictures_in};
 pub use plan::Plan;
 
 use crate::calibrate;
-use crate::detector::bundle::{self, Card, Golden, TrainingData};
+use crate::detector::bundle::{self, Card, Golden, PrecisionCheck, TrainingData};
 use crate::detector::input::Input;
 use crate::detector::patch_prototypes::{self, LoadedBackbone, PatchFeatures, PatchPrototypes};
 use crate::detector::{Detection, Detector};
 use crate::frame::Image;
 use crate::nn::BackboneSpec;
 use crate::nn::engine::Engine;
+use crate::nn::plan::Precision;
 use crate::ops::coreset::{self, CoresetConfig};
 use pictures::Register;
 
@@ -47,6 +49,7 @@ pub struct Config {
     /// Bits a sample that 16-bit grey files really carry, 8 to 16; see
     /// [`crate::camera::folder::decode`].
     pub significant_bits: u32,
+    pub precision: precision::Wanted,
 }
 
 /// How many prototypes the coreset keeps.
@@ -93,6 +96,8 @@ pub struct Taught {
     pub copies: Vec<String>,
     /// The score of a good part that we put a blot on; below the threshold something is wrong.
     pub blot_score: f32,
+    /// Where int8 was tried; what the card says was chosen.
+    pub precision: Option<PrecisionCheck>,
     weights: BTreeMap<String, Tensor>,
     golden: Vec<Golden>,
 }
@@ -179,7 +184,11 @@ pub fn teach(
         network: config.backbone.word().to_owned(),
         sha256: backbone.sha256().to_owned(),
     };
-    let mut extractor = PatchFeatures::new(config.input, &backbone, engine)?;
+    let (int8, precision) = precision::choose(config, &plan, &backbone, engine)?;
+    let mut extractor = match &int8 {
+        Some(int8) => PatchFeatures::quantized(config.input, &backbone, &int8.scales, engine)?,
+        None => PatchFeatures::new(config.input, &backbone, engine)?,
+    };
     drop(backbone);
     let dims = extractor.dims();
     let mut register = Register::default();
@@ -235,6 +244,7 @@ pub fn teach(
         inspectd: env!("CARGO_PKG_VERSION").to_owned(),
         revision: option_env!("INSPECTD_REVISION").unwrap_or("unknown").to_owned(),
         seed: config.seed,
+        precision: if int8.is_some() { Precision::Int8 } else { Precision::F32 },
         input: config.input,
         backbone: backbone_card,
         prototypes: patch_prototypes::Card {
@@ -245,6 +255,7 @@ pub fn teach(
             patches: taught * plan.patches,
             projected_dims: PROJECTED_DIMS.min(dims),
         },
+        int8,
         threshold,
         calibration,
         training_data: TrainingData {
@@ -259,7 +270,7 @@ pub fn teach(
     };
     let weights = detector.tensors(&backbone_tensors)?;
     let Register { unreadable, copies, .. } = register;
-    Ok(Taught { card, unreadable, copies, blot_score, weights, golden })
+    Ok(Taught { card, unreadable, copies, blot_score, precision, weights, golden })
 }
 
 /// The features [pictures · P, D] of the pictures to be taught, and the first few pictures.
@@ -321,6 +332,8 @@ enum Draw {
     Split,
     Coreset,
     Fold(usize),
+    /// Of the comparison with int8.
+    Precision,
 }
 
 impl Draw {
@@ -329,6 +342,7 @@ impl Draw {
             Draw::Split => 0,
             Draw::Coreset => 1,
             Draw::Fold(fold) => 2 + fold as u64,
+            Draw::Precision => u64::MAX,
         }
     }
 }

@@ -87,7 +87,7 @@ fn errors(path: &Path, graph: &Graph) -> Vec<(String, Vec<f32>)> {
     let team = Arc::new(Team::new(2, false).unwrap());
     let mut plan = Plan::new(graph, &weights, 2, Isa::detect().unwrap(), team).unwrap();
     plan.planes().write(&flat(&pictures), plan.pixels());
-    plan.run();
+    plan.run().unwrap();
     let mut all = Vec::new();
     for (i, plain) in plain.iter().enumerate() {
         let want = weights.get(&format!("output.{i}"), plain.dims()).unwrap();

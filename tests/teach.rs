@@ -15,6 +15,8 @@ use inspectd::detector::patch_prototypes::{self, PatchFeatures, PatchPrototypes}
 use inspectd::frame::Image;
 use inspectd::nn::BackboneSpec;
 use inspectd::nn::engine::{self, Engine};
+use inspectd::nn::plan::Precision;
+use inspectd::teach::precision::{self, Wanted};
 use inspectd::teach::{self, BankSize, Config, Good, HoldOut, Step, Taught};
 use tempfile::TempDir;
 
@@ -27,6 +29,7 @@ fn config() -> Config {
         holdout: HoldOut::Split(0.25),
         false_rejects: 0.01,
         significant_bits: 16,
+        precision: Wanted::F32,
     }
 }
 
@@ -457,4 +460,24 @@ fn progress_names_every_fold() {
     let folds = (1..=5).map(|fold| (Step::Fold { fold, folds: 5 }, 60));
     let want = [(Step::Features, 7)].into_iter().chain(folds).chain([(Step::Coreset, 60)]);
     assert_eq!(steps, want.collect::<Vec<_>>());
+}
+
+#[test]
+fn int8_is_measured_and_comes_back_from_the_bundle() {
+    let taught = teach(&Config { precision: Wanted::Int8, ..config() }, goods(20)).unwrap();
+    let check = taught.precision.unwrap();
+    assert!(precision::passes(&check), "{check:?}");
+    assert_eq!((check.goods, check.anomalies), (5, 15));
+    let card = taught.card.clone();
+    assert_eq!((card.precision, card.int8.as_ref().unwrap().check), (Precision::Int8, check));
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disc.bundle");
+    taught.write(&path, false).unwrap();
+    // Passes its seal.
+    let loaded = bundle::load(&path, 3, &engine()).unwrap().card;
+    assert_eq!((loaded.precision, &loaded.int8), (Precision::Int8, &card.int8));
+
+    edit_card(&path, |text| text.replace("precision = \"int8\"\n", ""));
+    assert!(load_error(&path).contains("precision = \"f32\" needs no table [int8]"));
 }

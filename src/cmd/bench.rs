@@ -9,8 +9,10 @@ use anyhow::{Context, Result, ensure};
 use inspectd::bench::nets::Net;
 use inspectd::bench::samples::milliseconds;
 use inspectd::bench::{Samples, peak, samples};
-use inspectd::nn::plan::Plan;
+use inspectd::nn::graph::Graph;
+use inspectd::nn::plan::{Calibrator, Plan, Precision};
 use inspectd::nn::weights::Weights;
+use inspectd::ops::byte_simd::ByteIsa;
 use inspectd::ops::simd::Isa;
 use inspectd::ops::team::{self, Team};
 
@@ -29,6 +31,10 @@ pub struct Args {
     /// patch_prototypes, line; again for more
     #[arg(long, default_values_t = ["resnet18-layer3".to_owned(), "compact".to_owned()])]
     net: Vec<String>,
+    /// f32 or int8, of convolutions and of the search; again for both [default: f32 for networks,
+    /// both for the search]
+    #[arg(long)]
+    precision: Vec<String>,
     /// Pictures at once; again for more
     #[arg(long, default_values_t = [1])]
     batch: Vec<usize>,
@@ -93,11 +99,17 @@ pub fn run(args: &Args) -> Result<()> {
         ensure!((1..=64).contains(batch), "batch = {batch}: must be from 1 to 64");
     }
     let (nets, other_jobs) = jobs::told_apart(&args.net)?;
+    let named: Vec<Precision> =
+        args.precision.iter().map(|word| word.parse()).collect::<Result<_>>()?;
+    let or = |usual: &[Precision]| if named.is_empty() { usual.to_vec() } else { named.clone() };
+    let precisions = or(&[Precision::F32]);
+    let scans = or(&[Precision::F32, Precision::Int8]);
     let isa = Isa::detect()?;
     println!("{}, {} CPUs, {} kernels", cpu_model(), team::default_threads(), isa.word());
     println!(
-        "{:17} {:>5} {:>7} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8}",
+        "{:17} {:>9} {:>5} {:>7} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8}",
         "net",
+        "precision",
         "batch",
         "threads",
         "min ms",
@@ -109,14 +121,16 @@ pub fn run(args: &Args) -> Result<()> {
         "maps MiB",
         "weights"
     );
-    let bench = Bench { args, isa, precisions: &["f32", "int8"] };
+    let bench = Bench { args, isa, scans: &scans };
     let mut all = Vec::new();
     for &threads in &args.threads {
         let team = Arc::new(Team::new(threads, false)?);
         let peak = peak::measure(isa, &team, now);
         for &net in &nets {
-            for &batch in &args.batch {
-                let figures = time(args, net, batch, isa, &team, peak)
+            for (&batch, &precision) in
+                args.batch.iter().flat_map(|batch| precisions.iter().map(move |p| (batch, p)))
+            {
+                let figures = time(args, (net, precision), batch, isa, &team, peak)
                     .with_context(|| format!("net {}", net.word()))?;
                 all.push(figures);
             }
@@ -135,7 +149,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn time(
     args: &Args,
-    net: Net,
+    (net, precision): (Net, Precision),
     batch: usize,
     isa: Isa,
     team: &Arc<Team>,
@@ -147,19 +161,31 @@ fn time(
         Some(path) => Weights::open(path)?,
         None => graph.random_weights(&mut rng)?,
     };
-    let mut plan = Plan::new(&graph, &weights, batch, isa, team.clone())?;
+    let dims = graph.nodes()[0].dims;
+    let pixels: Vec<f32> =
+        (0..batch * 3 * dims.height * dims.width).map(|_| rng.random_range(-2.0..2.0)).collect();
+    let mut plan = match precision {
+        // What the line would run: bytes only where they are the faster.
+        Precision::Int8 if ByteIsa::of(isa).pays() => {
+            quantized(&graph, &weights, batch, isa, team, &pixels)?
+        }
+        Precision::F32 | Precision::Int8 => Plan::new(&graph, &weights, batch, isa, team.clone())?,
+    };
     drop(weights);
     let planes = plan.planes();
-    let pixels: Vec<f32> = (0..batch * 3 * planes.height * planes.width)
-        .map(|_| rng.random_range(-2.0..2.0))
-        .collect();
     planes.write(&pixels, plan.pixels());
 
-    let samples = samples::repeat(args.seconds, LEAST_RUNS, now, || plan.run());
+    let mut outcome = Ok(());
+    let samples = samples::repeat(args.seconds, LEAST_RUNS, now, || {
+        if let Err(error) = plan.run() {
+            outcome = Err(error);
+        }
+    });
+    outcome?;
     let gflops = plan.flops() / samples.median().as_secs_f64() / 1e9;
     let figures = Figures {
         net: net.word().to_owned(),
-        precision: "f32",
+        precision: plan.precision().word(),
         simd: isa.word(),
         batch,
         threads: team.threads(),
@@ -176,8 +202,9 @@ fn time(
         samples_ms: args.samples.then(|| samples.milliseconds()),
     };
     println!(
-        "{:17} {:>5} {:>7} {:>9.3} {:>9.3} {:>9.3} {:>9.1} {:>8.0} {:>7.0}% {:>9.1} {:>8.1}",
+        "{:17} {:>9} {:>5} {:>7} {:>9.3} {:>9.3} {:>9.3} {:>9.1} {:>8.0} {:>7.0}% {:>9.1} {:>8.1}",
         figures.net,
+        figures.precision,
         batch,
         figures.threads,
         figures.min_ms,
@@ -190,13 +217,30 @@ fn time(
         mib(plan.weight_bytes())
     );
     if args.layers {
-        layers(args, &mut plan, peak);
+        layers(args, &mut plan, peak)?;
     }
     Ok(figures)
 }
 
+/// In int8, its steps found on the first of the pictures that it is timed with.
+fn quantized(
+    graph: &Graph,
+    weights: &Weights,
+    batch: usize,
+    isa: Isa,
+    team: &Arc<Team>,
+    pixels: &[f32],
+) -> Result<Plan> {
+    let mut calibrator = Calibrator::new(graph, weights, isa, team.clone())?;
+    let planes = calibrator.planes();
+    planes.write(&pixels[..pixels.len() / batch], calibrator.pixels());
+    calibrator.observe()?;
+    let quantization = calibrator.finish()?;
+    Plan::quantized(graph, weights, &quantization, batch, isa, team.clone())
+}
+
 /// Each layer's fastest time of many runs.
-fn layers(args: &Args, plan: &mut Plan, peak: f64) {
+fn layers(args: &Args, plan: &mut Plan, peak: f64) -> Result<()> {
     let layers = plan.layers();
     let mut times: Vec<Vec<Duration>> = vec![Vec::new(); layers.len()];
     let begun = now();
@@ -206,7 +250,7 @@ fn layers(args: &Args, plan: &mut Plan, peak: f64) {
             let done = now();
             times[step].push(done - last);
             last = done;
-        });
+        })?;
     }
     println!(
         "  {:38} {:9} {:>18} {:>9} {:>9} {:>8} {:>8}",
@@ -227,6 +271,7 @@ fn layers(args: &Args, plan: &mut Plan, peak: f64) {
             100.0 * rate / peak
         );
     }
+    Ok(())
 }
 
 /// What the machine calls its processor.

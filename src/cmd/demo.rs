@@ -118,6 +118,7 @@ fn teach(args: &Args, source: &pattern::Config, out: &Path) -> Result<()> {
         holdout: teach::HoldOut::Auto,
         false_rejects: 0.001,
         significant_bits: 16,
+        precision: teach::precision::Wanted::F32,
     };
     let loaded = patch_prototypes::load_backbone(&config.backbone)?;
     let plan = config.plan(teach::pictures_in(&goods)?, &loaded)?;

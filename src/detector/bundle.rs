@@ -26,7 +26,9 @@ use candle_core::{DType, Device, Tensor};
 use image::{DynamicImage, ImageFormat};
 use sha2::{Digest, Sha256};
 
-pub use card::{BackboneCard, Calibration, Card, Rule, Spread, Threshold, TrainingData};
+pub use card::{
+    BackboneCard, Calibration, Card, Int8, PrecisionCheck, Rule, Spread, Threshold, TrainingData,
+};
 pub use seal::{Golden, SEAL_TOLERANCE, seal};
 
 use super::patch_prototypes::{self, PatchPrototypes};

@@ -25,7 +25,8 @@ use super::input::{Input, MEAN, STD};
 use super::{AnomalyMap, Detection, Detector};
 use crate::frame::Image;
 use crate::nn::engine::Engine;
-use crate::nn::plan::Plan;
+use crate::nn::graph::Graph;
+use crate::nn::plan::{Calibrator, Plan, Quantization};
 use crate::nn::resnet::Depth;
 use crate::nn::weights::Weights;
 use crate::nn::{self, Backbone, BackboneSpec};
@@ -123,11 +124,27 @@ pub fn load_backbone(spec: &BackboneSpec) -> Result<LoadedBackbone> {
 
 impl PatchFeatures {
     pub fn new(input: Input, backbone: &Backbone, engine: &Engine) -> Result<PatchFeatures> {
-        input.check()?;
-        let whole = backbone.graph(input.height, input.width);
-        let levels = LEVELS.map(|level| whole.outputs()[level - 1]);
-        let graph = whole.to_outputs(&levels);
+        let graph = graph(input, backbone)?;
         let plan = Plan::new(&graph, backbone.weights(), 1, engine.isa, engine.team.clone())?;
+        Self::of(plan, input, backbone, engine)
+    }
+
+    /// As [`PatchFeatures::new`], with the convolutions in int8 that `scales` name.
+    ///
+    /// # Errors
+    /// Scales of another backbone.
+    pub fn quantized(
+        input: Input,
+        backbone: &Backbone,
+        scales: &Quantization,
+        engine: &Engine,
+    ) -> Result<PatchFeatures> {
+        let (graph, weights) = (graph(input, backbone)?, backbone.weights());
+        let plan = Plan::quantized(&graph, weights, scales, 1, engine.isa, engine.team.clone())?;
+        Self::of(plan, input, backbone, engine)
+    }
+
+    fn of(plan: Plan, input: Input, backbone: &Backbone, engine: &Engine) -> Result<PatchFeatures> {
         let size = |level: usize| {
             let shape = plan.output(level).shape();
             (shape.height, shape.width)
@@ -181,10 +198,39 @@ impl PatchFeatures {
         let (team, isa) = (&*self.engine.team, self.engine.isa);
         let pixels = super::input::pixels(image)?;
         self.pixels.run(team, isa, &[pixels], self.plan.pixels());
-        self.plan.run();
+        self.plan.run()?;
         self.rows.run(team, isa, [self.plan.output(0), self.plan.output(1)], features);
         Ok(())
     }
+}
+
+/// The network up to the levels used.
+fn graph(input: Input, backbone: &Backbone) -> Result<Graph> {
+    input.check()?;
+    let whole = backbone.graph(input.height, input.width);
+    let levels = LEVELS.map(|level| whole.outputs()[level - 1]);
+    Ok(whole.to_outputs(&levels))
+}
+
+/// Finds the steps of the bytes that the convolutions of `backbone` read, on good parts.
+///
+/// # Errors
+/// No picture, one without pixels, features that are not finite.
+pub fn calibrate(
+    input: Input,
+    backbone: &Backbone,
+    engine: &Engine,
+    images: &[Image],
+) -> Result<Quantization> {
+    let graph = graph(input, backbone)?;
+    let Engine { isa, team } = engine;
+    let mut calibrator = Calibrator::new(&graph, backbone.weights(), *isa, team.clone())?;
+    let mut pixels = PixelsIn::new(calibrator.planes(), MEAN, STD);
+    for image in images {
+        pixels.run(team, *isa, &[super::input::pixels(image)?], calibrator.pixels());
+        calibrator.observe()?;
+    }
+    calibrator.finish()
 }
 
 /// Patches of a picture at this input size, rows and columns.
@@ -242,7 +288,10 @@ impl PatchPrototypes {
             expected.dims
         );
         let backbone = bundled_backbone(card, tensors)?;
-        let features = PatchFeatures::new(card.input, &backbone, engine)?;
+        let features = match &card.int8 {
+            Some(int8) => PatchFeatures::quantized(card.input, &backbone, &int8.scales, engine)?,
+            None => PatchFeatures::new(card.input, &backbone, engine)?,
+        };
         ensure!(
             features.dims() == expected.dims,
             "{} features have {} channels, the card says {}",

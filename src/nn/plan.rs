@@ -6,10 +6,15 @@
 //! concatenation are written where it lies. After that a run allocates nothing, takes no lock and
 //! makes no system call (with more than one thread: but the call that wakes the others).
 //!
+//! With a [`Quantization`], convolutions read bytes instead ([`crate::ops::quantized_conv`]), and
+//! what only they read is never there as floats.
+//!
 //! Letters: B pictures, C channels, H × W places.
 
+mod bytes;
 mod compile;
 mod memory;
+mod quantization;
 
 use std::sync::Arc;
 
@@ -18,10 +23,11 @@ use anyhow::{Result, ensure};
 use super::graph::{Graph, LevelRule};
 use super::weights::Weights;
 use crate::ops::affine::Affine;
+use crate::ops::byte_simd::ByteIsa;
 use crate::ops::conv::{Conv, Stage};
 use crate::ops::cosine_map::{self, Level};
 use crate::ops::depthwise::Depthwise;
-use crate::ops::feature_map::{Buffer, FeatureMap, Shape};
+use crate::ops::feature_map::{Buffer, ByteBuffer, FeatureMap, Shape};
 use crate::ops::patch_attention::{self, patch_attention};
 use crate::ops::prototype_residual::Prototypes;
 use crate::ops::simd::Isa;
@@ -30,16 +36,20 @@ use crate::ops::team::Team;
 use crate::ops::upsample::Upsample;
 use crate::ops::window_attention::window_attention;
 use crate::ops::{elementwise, pooling, texture};
+use bytes::Bytes;
 use memory::Place;
+pub use quantization::{Calibrator, Precision, Quantization, calibrate};
 
 /// A network for one batch size, its weights and its memory.
 pub struct Plan {
     isa: Isa,
+    byte_isa: ByteIsa,
     team: Arc<Team>,
     images: usize,
     planes: Planes,
     pixels: Buffer,
     buffers: Vec<Buffer>,
+    byte_buffers: Vec<ByteBuffer>,
     scratch: Buffer,
     steps: Vec<Step>,
     outputs: Vec<Place>,
@@ -50,7 +60,10 @@ struct Step {
     name: String,
     work: Work,
     from: Vec<Place>,
-    to: Place,
+    /// None for [`Work::Bytes`], which has its own places.
+    to: Option<Place>,
+    /// Of what it makes.
+    shape: Shape,
     flops: f64,
 }
 
@@ -76,6 +89,7 @@ enum Work {
     MeanRegions,
     LevelAttention,
     SpreadLevels { rule: LevelRule },
+    Bytes(Bytes),
 }
 
 /// Place by place.
@@ -95,7 +109,7 @@ enum Elementwise {
 pub struct Layer {
     /// Of the convolution, or the operation's word.
     pub name: String,
-    /// `winograd`, `direct`, …
+    /// `winograd`, `direct`, `int8`, …
     pub kernel: &'static str,
     /// Of what it makes.
     pub shape: Shape,
@@ -118,7 +132,31 @@ impl Plan {
         team: Arc<Team>,
     ) -> Result<Self> {
         ensure!(images > 0, "a batch of no pictures");
-        compile::compile(graph, weights, images, isa, team)
+        compile::compile(graph, weights, images, isa, team, None)
+    }
+
+    /// As [`Plan::new`], with the convolutions in int8 that `quantization` names. All machines
+    /// compute the same sums of bytes; whether that is faster on this one, [`ByteIsa::pays`] says.
+    ///
+    /// # Errors
+    /// As [`Plan::new`]; a quantization that was made for another network.
+    pub fn quantized(
+        graph: &Graph,
+        weights: &Weights,
+        quantization: &Quantization,
+        images: usize,
+        isa: Isa,
+        team: Arc<Team>,
+    ) -> Result<Self> {
+        ensure!(images > 0, "a batch of no pictures");
+        let int8 = Some((ByteIsa::of(isa), quantization));
+        compile::compile(graph, weights, images, isa, team, int8)
+    }
+
+    /// What really runs.
+    pub fn precision(&self) -> Precision {
+        let in_bytes = |step: &Step| matches!(step.work, Work::Bytes(_));
+        if self.steps.iter().any(in_bytes) { Precision::Int8 } else { Precision::F32 }
     }
 
     /// Pictures of a batch.
@@ -145,22 +183,34 @@ impl Plan {
     }
 
     /// Computes the network on what [`Plan::pixels`] holds.
-    pub fn run(&mut self) {
-        self.run_steps(|_| {});
+    ///
+    /// # Errors
+    /// A feature that is not finite would have become a byte, which does not show it. In floats it
+    /// goes on to the outputs.
+    pub fn run(&mut self) -> Result<()> {
+        self.run_steps(|_| {})
     }
 
     /// As [`Plan::run`]; `after(i)` is called when step i, in the order of [`Plan::layers`], is done.
-    pub fn run_steps(&mut self, mut after: impl FnMut(usize)) {
+    pub fn run_steps(&mut self, mut after: impl FnMut(usize)) -> Result<()> {
+        let mut finite = true;
         for (i, step) in self.steps.iter().enumerate() {
-            self.run_step(step);
+            finite &= self.run_step(step);
             after(i);
         }
+        ensure!(finite, "a feature of the picture is not finite");
+        Ok(())
     }
 
-    fn run_step(&self, step: &Step) {
+    /// False if a float that became a byte was not finite.
+    fn run_step(&self, step: &Step) -> bool {
         let map = |place: &Place| place.map(&self.buffers);
-        let (team, scratch, to) = (&*self.team, &self.scratch, map(&step.to));
+        if let Work::Bytes(work) = &step.work {
+            return work.run(&self.team, self.byte_isa, (&self.buffers, &self.byte_buffers));
+        }
+        let (team, scratch, to) = (&*self.team, &self.scratch, map(step.floats()));
         match &step.work {
+            Work::Bytes(_) => unreachable!("done above"),
             Work::Stem(conv) => conv.run(team, &self.pixels, to, scratch),
             Work::Conv { groups, residual, relu } => {
                 let residual = residual.as_ref().map(map);
@@ -228,11 +278,12 @@ impl Plan {
                 texture::spread_levels(team, self.isa, [&cosines, &d], *rule, scratch, &to);
             }
         }
+        true
     }
 
     fn elementwise(&self, kind: &Elementwise, step: &Step) {
         let (team, isa) = (&*self.team, self.isa);
-        let (a, to) = (step.from[0].map(&self.buffers), step.to.map(&self.buffers));
+        let (a, to) = (step.from[0].map(&self.buffers), step.floats().map(&self.buffers));
         let b = || step.from[1].map(&self.buffers);
         match kind {
             Elementwise::Copy => elementwise::copy(team, isa, a, to),
@@ -263,7 +314,7 @@ impl Plan {
         let layer = |step: &Step| Layer {
             name: step.name.clone(),
             kernel: step.work.word(),
-            shape: step.to.shape,
+            shape: step.shape,
             flops: step.flops,
             weight_bytes: step.work.bytes(),
         };
@@ -272,8 +323,9 @@ impl Plan {
 
     /// Bytes of feature maps, pixels and scratch memory.
     pub fn arena_bytes(&self) -> usize {
-        let maps: usize = self.buffers.iter().map(Buffer::bytes).sum();
-        maps + self.pixels.bytes() + self.scratch.bytes()
+        let floats: usize = self.buffers.iter().map(Buffer::bytes).sum();
+        let bytes: usize = self.byte_buffers.iter().map(ByteBuffer::bytes).sum();
+        floats + bytes + self.pixels.bytes() + self.scratch.bytes()
     }
 
     /// Bytes of packed weights.
@@ -293,9 +345,19 @@ fn part(map: FeatureMap<'_>, group: usize, channels: usize) -> FeatureMap<'_> {
 }
 
 impl Step {
+    /// Without convolutions.
+    fn new(name: String, work: Work, from: Vec<Place>, to: Place) -> Self {
+        Self { name, work, from, to: Some(to), shape: to.shape, flops: 0.0 }
+    }
+
+    /// Where it writes floats.
+    fn floats(&self) -> &Place {
+        self.to.as_ref().expect("only steps of bytes have none")
+    }
+
     /// Numbers of scratch memory.
     fn scratch_len(&self) -> usize {
-        let images = self.to.shape.images;
+        let images = self.shape.images;
         match &self.work {
             Work::Stem(conv) => conv.scratch_len(),
             Work::Conv { groups, .. } => groups.iter().map(Conv::scratch_len).max().unwrap_or(0),
@@ -303,9 +365,9 @@ impl Step {
             Work::PatchAttention { patch } => {
                 patch_attention::scratch_len(self.from[0].shape, *patch)
             }
-            Work::LevelCounts { .. } => texture::level_counts_scratch(images, self.to.shape.width),
+            Work::LevelCounts { .. } => texture::level_counts_scratch(images, self.shape.width),
             Work::CoOccurrence { .. } => {
-                let Shape { height, width, .. } = self.to.shape;
+                let Shape { height, width, .. } = self.shape;
                 let (regions, levels) = (height.isqrt(), width.isqrt());
                 texture::co_occurrence_scratch(self.from[0].shape, levels, regions)
             }
@@ -325,6 +387,7 @@ impl Work {
             Self::Stem(conv) => conv.bytes(),
             Self::Conv { groups, .. } => groups.iter().map(Conv::bytes).sum(),
             Self::PrototypeResidual(prototypes) => prototypes.bytes(),
+            Self::Bytes(work) => work.weight_bytes(),
             _ => 0,
         }
     }
@@ -354,6 +417,7 @@ impl Work {
             | Self::RepeatRegions
             | Self::MeanRegions
             | Self::SpreadLevels { .. } => "texture",
+            Self::Bytes(work) => work.word(),
         }
     }
 }
@@ -373,7 +437,7 @@ mod tests {
     use crate::ops::interpolate::Align;
 
     /// Drawn weights whose batch norms are not the identity.
-    fn weights(graph: &Graph) -> Weights {
+    pub(super) fn weights(graph: &Graph) -> Weights {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let drawn = graph.random_weights(&mut rng).unwrap();
         let mut tensors = BTreeMap::new();
@@ -433,8 +497,8 @@ mod tests {
         let planes = plan.planes();
         planes.write(pixels, plan.pixels());
         // Twice: what a run leaves behind must not change the next.
-        plan.run();
-        plan.run();
+        plan.run().unwrap();
+        plan.run().unwrap();
         assert_eq!(plan.outputs(), want.len());
         for (i, want) in want.iter().enumerate() {
             let got = plan.output(i).read();

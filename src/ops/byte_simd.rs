@@ -41,6 +41,11 @@ impl ByteIsa {
         }
     }
 
+    /// Whether products of bytes are summed faster than those of floats.
+    pub fn pays(self) -> bool {
+        matches!(self, Self::AvxVnni | Self::Avx512Vnni)
+    }
+
     /// Whether this machine can run it.
     pub fn is_here(self) -> bool {
         match self {

@@ -13,6 +13,7 @@ use inspectd::bench::{Samples, histogram, line, patches};
 use inspectd::detector::Detector;
 use inspectd::frame::Image;
 use inspectd::nn::engine::Engine;
+use inspectd::nn::plan::Precision;
 use inspectd::ops::nearest_prototype::Scan;
 use inspectd::ops::simd::Isa;
 use inspectd::ops::team::Team;
@@ -80,8 +81,8 @@ pub fn told_apart(words: &[String]) -> Result<(Vec<Net>, Vec<Job>)> {
 pub struct Bench<'a> {
     pub args: &'a super::Args,
     pub isa: Isa,
-    /// `f32`, `int8`: the scans of the search.
-    pub precisions: &'a [&'a str],
+    /// Of the search.
+    pub scans: &'a [Precision],
 }
 
 impl Bench<'_> {
@@ -109,7 +110,7 @@ impl Bench<'_> {
         let mut all = Vec::new();
         for (scan, ready) in [(Scan::F32, &mut exact), (Scan::Int8, &mut sketched)] {
             let precision = search::word(scan);
-            if !self.precisions.contains(&precision) {
+            if !self.scans.iter().any(|scan| scan.word() == precision) {
                 continue;
             }
             let samples = self.repeat(|| ready.run(team).map(drop))?;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{EXPECTED, VERSION, WEIGHTS, picture_name};
 use crate::detector::input::Input;
 use crate::detector::patch_prototypes;
+use crate::nn::plan::{Precision, Quantization};
 
 /// `model.toml`: where the model comes from and what it promises.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,9 +22,15 @@ pub struct Card {
     pub revision: String,
     /// What every draw came from: split or folds, projection, first centre.
     pub seed: u64,
+    /// What the backbone computes with; f32 where it is not said.
+    #[serde(default, skip_serializing_if = "is_f32")]
+    pub precision: Precision,
     pub input: Input,
     pub backbone: BackboneCard,
     pub prototypes: patch_prototypes::Card,
+    /// Where `precision` is `int8`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub int8: Option<Int8>,
     pub threshold: Threshold,
     pub calibration: Calibration,
     pub training_data: TrainingData,
@@ -40,6 +47,33 @@ pub struct BackboneCard {
     pub network: String,
     /// SHA-256 of the weight file it was taught with, hex.
     pub sha256: String,
+}
+
+/// The backbone in int8.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Int8 {
+    pub check: PrecisionCheck,
+    /// Of each convolution in int8, what one step of the bytes that it reads stands for.
+    pub scales: Quantization,
+}
+
+/// What int8 was found to cost, on good parts that were in no memory bank and on the same with
+/// anomalies drawn on them; see [`crate::teach::precision`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrecisionCheck {
+    pub goods: usize,
+    pub anomalies: usize,
+    /// Image AUROC of either, by small memory banks made for the comparison.
+    pub auroc_f32: f64,
+    pub auroc_int8: f64,
+    /// The least of all pictures, between the anomaly maps of the two.
+    pub map_correlation: f64,
+}
+
+fn is_f32(precision: &Precision) -> bool {
+    *precision == Precision::F32
 }
 
 /// The decision limits found in calibration, raw score units.
@@ -125,6 +159,12 @@ impl Card {
             self.inspectd
         );
         self.input.check()?;
+        ensure!(
+            self.int8.is_some() == (self.precision == Precision::Int8),
+            "precision = \"{}\" needs {} table [int8]",
+            self.precision.word(),
+            if self.int8.is_some() { "no" } else { "a" }
+        );
         for (key, value) in [("score", self.threshold.score), ("map", self.threshold.map)] {
             ensure!(
                 value.is_finite() && value > 0.0,

@@ -9,15 +9,19 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::memory::{Layout, Life, Place, parts};
+use super::bytes::{Addend, Bytes, Forms};
+use super::memory::{Layout, Place};
+use super::quantization::Quantization;
 use super::{Elementwise, Plan, Step, Work};
 use crate::nn::graph::{self, Graph, Op, Resample, Value};
 use crate::nn::weights::Weights;
 use crate::ops::affine::Affine;
+use crate::ops::byte_simd::ByteIsa;
 use crate::ops::conv::{Conv, Geometry};
 use crate::ops::depthwise::{Depthwise, Window};
 use crate::ops::feature_map::{Buffer, Shape};
 use crate::ops::prototype_residual::Prototypes;
+use crate::ops::quantized_conv::{self, QuantizedConv, Scales};
 use crate::ops::simd::{Isa, LANES};
 use crate::ops::stem_conv::{Planes, StemConv};
 use crate::ops::team::Team;
@@ -27,24 +31,39 @@ use crate::ops::window_attention::logit_source;
 /// Added to the variance before its root is taken; PyTorch's value for every network here.
 pub const BN_EPS: f64 = 1e-5;
 
+/// `int8`: the instructions for bytes, and what is kept in them.
 pub(super) fn compile(
     graph: &Graph,
     weights: &Weights,
     images: usize,
     isa: Isa,
     team: Arc<Team>,
+    int8: Option<(ByteIsa, &Quantization)>,
 ) -> Result<Plan> {
     let chains = fuse(graph);
-    let within = parts(graph);
-    let lives = lives(graph, &chains);
+    let forms = match int8 {
+        Some((_, quantization)) => Forms::new(graph, &chains, quantization)?,
+        None => Forms::floats(graph, &chains),
+    };
     let logits = window_logits(graph)?;
     let channels: Vec<usize> = (0..graph.nodes().len())
         .map(|i| logits[i].as_ref().map_or(graph.nodes()[i].dims.channels, Vec::len))
         .collect();
-    let layout = Layout::new(graph, &channels, &within, &lives, images);
-    let threads = team.threads();
-    let compiler =
-        Compiler { graph, weights, images, isa, threads, layout: &layout, logits: &logits };
+    let (floats, bytes) = (forms.float_lives(graph, &chains), forms.byte_lives(graph, &chains));
+    let layout = Layout::new(graph, &channels, &forms.float_parts, &floats, images);
+    let byte_layout = Layout::new(graph, &channels, &forms.byte_parts, &bytes, images);
+    let compiler = Compiler {
+        graph,
+        weights,
+        images,
+        isa,
+        byte_isa: int8.map_or(ByteIsa::of(isa), |(byte_isa, _)| byte_isa),
+        threads: team.threads(),
+        layout: &layout,
+        byte_layout: &byte_layout,
+        forms: &forms,
+        logits: &logits,
+    };
     let planes = compiler.planes()?;
     let mut steps = Vec::with_capacity(chains.len());
     for chain in &chains {
@@ -53,11 +72,13 @@ pub(super) fn compile(
     let scratch = steps.iter().map(Step::scratch_len).max().unwrap_or(0);
     Ok(Plan {
         isa,
+        byte_isa: compiler.byte_isa,
         team,
         images,
         planes,
         pixels: Buffer::zeroed(planes.len(images)),
         buffers: layout.buffers(),
+        byte_buffers: byte_layout.buffers(),
         scratch: Buffer::zeroed(scratch),
         steps,
         outputs: graph.outputs().iter().map(|&output| layout.place(output)).collect(),
@@ -82,19 +103,19 @@ fn window_logits(graph: &Graph) -> Result<Vec<Option<Vec<usize>>>> {
 
 /// The nodes of one step.
 #[derive(Debug, Default, PartialEq)]
-struct Chain {
+pub(super) struct Chain {
     /// What it begins with.
-    head: usize,
+    pub head: usize,
     norm: Option<usize>,
     /// The sum, and its other argument.
-    sum: Option<(usize, Value)>,
-    relu: Option<usize>,
+    pub sum: Option<(usize, Value)>,
+    pub relu: Option<usize>,
     pool: Option<usize>,
-    tail: usize,
+    pub tail: usize,
 }
 
 /// Every node but the picture, in chains, ordered by tail.
-fn fuse(graph: &Graph) -> Vec<Chain> {
+pub(super) fn fuse(graph: &Graph) -> Vec<Chain> {
     let nodes = graph.nodes();
     let mut readers: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
     for (i, node) in nodes.iter().enumerate() {
@@ -153,42 +174,16 @@ fn fuse(graph: &Graph) -> Vec<Chain> {
     chains
 }
 
-impl Chain {
-    /// What the step reads.
-    fn reads(&self, graph: &Graph) -> Vec<Value> {
-        let residual = self.sum.map(|(_, other)| other);
-        let own = graph.nodes()[self.head].inputs.iter().copied();
-        own.chain(residual).filter(|&value| graph.node(value).op != Op::Input).collect()
-    }
-}
-
-fn lives(graph: &Graph, chains: &[Chain]) -> Vec<Life> {
-    let made =
-        |step: usize, chain: &Chain| Life { value: Value(chain.tail), made: step, read: step };
-    let mut lives: Vec<Life> =
-        chains.iter().enumerate().map(|(step, chain)| made(step, chain)).collect();
-    for (step, chain) in chains.iter().enumerate() {
-        for read in chain.reads(graph) {
-            if let Some(life) = lives.iter_mut().find(|life| life.value == read) {
-                life.read = life.read.max(step);
-            }
-        }
-    }
-    for life in &mut lives {
-        if graph.outputs().contains(&life.value) {
-            life.read = usize::MAX;
-        }
-    }
-    lives
-}
-
 struct Compiler<'a> {
     graph: &'a Graph,
     weights: &'a Weights,
     images: usize,
     isa: Isa,
+    byte_isa: ByteIsa,
     threads: usize,
     layout: &'a Layout,
+    byte_layout: &'a Layout<u8>,
+    forms: &'a Forms,
     logits: &'a [Option<Vec<usize>>],
 }
 
@@ -286,19 +281,44 @@ impl Compiler<'_> {
     }
 
     /// The steps of a chain: one, but for a concatenation, whose parts lie in place already or have
-    /// to be copied.
+    /// to be copied; and one more where floats are needed as bytes.
     fn steps(&self, chain: &Chain, planes: Planes) -> Result<Vec<Step>> {
-        let node = &self.graph.nodes()[chain.head];
+        let tail = Value(chain.tail);
+        let head = &self.graph.nodes()[chain.head];
+        let mut steps = match &head.op {
+            Op::Conv(conv) => {
+                let step = if self.forms.in_bytes(chain) {
+                    self.byte_conv(conv, chain)
+                } else {
+                    self.conv(conv, chain, planes)
+                };
+                vec![step.with_context(|| format!("layer {}", conv.name))?]
+            }
+            Op::Concat if self.forms.floats[chain.tail] => self.copies(tail),
+            // Its parts were put where it lies.
+            Op::Concat => Vec::new(),
+            _ => vec![self.other(head, chain)?],
+        };
+        if let Some(scale) = self.forms.quantized(chain) {
+            let from = self.place(tail);
+            let bytes = Bytes::Quantize { from, scale, to: self.byte_layout.place(tail) };
+            steps.push(Step {
+                name: String::new(),
+                work: Work::Bytes(bytes),
+                from: Vec::new(),
+                to: None,
+                shape: from.shape,
+                flops: 0.0,
+            });
+        }
+        Ok(steps)
+    }
+
+    /// Everything that is neither a convolution nor a concatenation.
+    fn other(&self, node: &graph::Node, chain: &Chain) -> Result<Step> {
         let relu = chain.relu.is_some();
         let work = match &node.op {
-            Op::Input => unreachable!("the picture is in no chain"),
-            Op::Conv(conv) => {
-                let step = self
-                    .conv(conv, chain, planes)
-                    .with_context(|| format!("layer {}", conv.name))?;
-                return Ok(vec![step]);
-            }
-            Op::Concat => return Ok(self.copies(Value(chain.head))),
+            Op::Input | Op::Conv(_) | Op::Concat => unreachable!("none of these"),
             Op::BatchNorm { .. } => {
                 let (scale, shift) = self.norm(chain.head)?;
                 let narrow = |values: Vec<f64>| -> Vec<f32> {
@@ -347,7 +367,7 @@ impl Compiler<'_> {
             Op::BatchNorm { name } | Op::PrototypeResidual { name, .. } => name.clone(),
             _ => String::new(),
         };
-        Ok(vec![Step { name, work, from, to: self.place(Value(chain.tail)), flops: 0.0 }])
+        Ok(Step::new(name, work, from, self.place(Value(chain.tail))))
     }
 
     /// What of a concatenation does not lie in its place.
@@ -358,17 +378,16 @@ impl Compiler<'_> {
             let channels = self.graph.dims(part).channels;
             let (from, to) = (self.place(part), place.channels(channel, channels));
             if from != to {
-                let (name, work) = (String::new(), Work::Elementwise(Elementwise::Copy));
-                steps.push(Step { name, work, from: vec![from], to, flops: 0.0 });
+                let work = Work::Elementwise(Elementwise::Copy);
+                steps.push(Step::new(String::new(), work, vec![from], to));
             }
             channel += channels;
         }
         steps
     }
 
-    fn conv(&self, conv: &graph::Conv, chain: &Chain, planes: Planes) -> Result<Step> {
-        let head = Value(chain.head);
-        let input = self.graph.nodes()[chain.head].inputs[0];
+    /// A convolution with its numbers and floating-point operations, batch norm folded in.
+    fn layer(&self, conv: &graph::Conv, chain: &Chain) -> Result<(Geometry, Folded, f64)> {
         let mut folded = self.folded(conv, chain.norm)?;
         if let Some(sources) = &self.logits[chain.head] {
             folded = folded.channels(sources);
@@ -381,14 +400,59 @@ impl Compiler<'_> {
             padding: conv.padding,
             dilation: conv.dilation,
         };
-        let relu = chain.relu.is_some();
-        let flops = whole.flops(self.shape(head)) * self.images as f64 / conv.groups as f64;
-        let named = |work: Work, from: Vec<Place>| Step {
+        let output = self.shape(Value(chain.head));
+        let flops = whole.flops(output) * self.images as f64 / conv.groups as f64;
+        Ok((whole, folded, flops))
+    }
+
+    /// A convolution of bytes, whose result is written as whatever is read of it.
+    fn byte_conv(&self, conv: &graph::Conv, chain: &Chain) -> Result<Step> {
+        let input = self.graph.nodes()[chain.head].inputs[0];
+        let (whole, folded, flops) = self.layer(conv, chain)?;
+        ensure!(
+            folded.weights.iter().chain(&folded.bias).all(|number| number.is_finite()),
+            "weights that are not finite once the batch norm is folded in"
+        );
+        let Geometry { c_in, c_out, kernel, stride, padding, dilation } = whole;
+        let geometry = quantized_conv::Geometry { c_in, c_out, kernel, stride, padding, dilation };
+        let tail = Value(chain.tail);
+        let bytes = self.forms.written_bytes(chain);
+        let (to_bytes, to_floats) =
+            (bytes.map(|_| self.byte_layout.place(tail)), self.layout.find(tail));
+        let scales = Scales {
+            input: self.forms.scales[input.index()].expect("what is read as bytes has a scale"),
+            output: bytes.unwrap_or(1.0),
+            relu: chain.relu.is_some(),
+        };
+        let weights = (folded.weights.as_slice(), folded.bias.as_slice());
+        let residual = chain.sum.map(|(_, other)| match self.forms.scales[other.index()] {
+            Some(scale) => Addend::Bytes(self.byte_layout.place(other), scale),
+            None => Addend::Floats(self.place(other)),
+        });
+        let bytes = Bytes::Conv {
+            conv: QuantizedConv::new(self.byte_isa, geometry, scales, weights),
+            from: self.byte_layout.place(input),
+            residual,
+            bytes: to_bytes,
+            floats: to_floats,
+        };
+        Ok(Step {
             name: conv.name.clone(),
-            work,
-            from,
-            to: self.place(Value(chain.tail)),
+            work: Work::Bytes(bytes),
+            from: Vec::new(),
+            to: None,
+            shape: Shape { channels: c_out, ..self.shape(tail) },
             flops,
+        })
+    }
+
+    fn conv(&self, conv: &graph::Conv, chain: &Chain, planes: Planes) -> Result<Step> {
+        let input = self.graph.nodes()[chain.head].inputs[0];
+        let (whole, folded, flops) = self.layer(conv, chain)?;
+        let relu = chain.relu.is_some();
+        let named = |work: Work, from: Vec<Place>| {
+            let to = self.place(Value(chain.tail));
+            Step { flops, ..Step::new(conv.name.clone(), work, from, to) }
         };
         if self.graph.node(input).op == Op::Input {
             ensure!(

@@ -1,25 +1,28 @@
 //! Which feature map lies where: values whose times do not overlap share a buffer.
 //!
 //! A buffer holds maps of one height and width, so that the border of zeros is at the same places
-//! for each of them and is never written.
+//! for each of them and is never written. Floats and bytes have buffers of their own.
+
+use std::marker::PhantomData;
 
 use crate::nn::graph::{Graph, Op, Value};
-use crate::ops::feature_map::{Buffer, FeatureMap, Shape};
+use crate::ops::feature_map::{Map, Memory, Number, Shape};
 use crate::ops::simd::LANES;
 
-/// Where a value lies.
+/// Where a value lies, among buffers of floats or of bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Place {
+pub(super) struct Place<T = f32> {
     buffer: usize,
     /// In planes of the shape's size.
     first: usize,
     /// Planes from picture to picture.
     stride: usize,
     pub shape: Shape,
+    number: PhantomData<T>,
 }
 
-impl Place {
-    pub fn map<'a>(&self, buffers: &'a [Buffer]) -> FeatureMap<'a> {
+impl<T: Number> Place<T> {
+    pub fn map<'a>(&self, buffers: &'a [Memory<T>]) -> Map<'a, T> {
         buffers[self.buffer].window(self.shape, self.first, self.stride)
     }
 
@@ -80,12 +83,12 @@ fn root(within: &[Option<Within>], value: Value) -> (Value, usize) {
 }
 
 /// The plan: a place for each value of `lives`, and the planes and shape of each buffer.
-pub(super) struct Layout {
-    places: Vec<Option<Place>>,
+pub(super) struct Layout<T = f32> {
+    places: Vec<Option<Place<T>>>,
     buffers: Vec<(usize, usize)>, // planes, numbers of a plane
 }
 
-impl Layout {
+impl<T: Number> Layout<T> {
     /// `channels`: of each value as the line keeps it.
     pub fn new(
         graph: &Graph,
@@ -146,6 +149,7 @@ impl Layout {
                 first: channel / LANES,
                 stride: shape(value).blocks(),
                 shape: shape(life.value),
+                number: PhantomData,
             });
         }
         let plane = |slot: &Slot| Shape::new(1, 1, slot.side.0, slot.side.1).plane();
@@ -153,12 +157,16 @@ impl Layout {
     }
 
     /// # Panics
-    /// If the value is none that a step makes.
-    pub fn place(&self, value: Value) -> Place {
-        self.places[value.index()].expect("a value that a step makes")
+    /// If the value is none that a step makes in this form.
+    pub fn place(&self, value: Value) -> Place<T> {
+        self.find(value).expect("a value that a step makes")
     }
 
-    pub fn buffers(&self) -> Vec<Buffer> {
-        self.buffers.iter().map(|(planes, plane)| Buffer::zeroed(planes * plane)).collect()
+    pub fn find(&self, value: Value) -> Option<Place<T>> {
+        self.places[value.index()]
+    }
+
+    pub fn buffers(&self) -> Vec<Memory<T>> {
+        self.buffers.iter().map(|(planes, plane)| Memory::zeroed(planes * plane)).collect()
     }
 }
