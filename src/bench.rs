@@ -2,8 +2,12 @@
 //! peak that its arithmetic units can reach. Figures are printed with the machine they were taken
 //! on; nothing is judged by them.
 
+pub mod histogram;
+pub mod line;
 pub mod nets;
+pub mod patches;
 pub mod peak;
 pub mod samples;
+pub mod search;
 
 pub use samples::Samples;

@@ -183,6 +183,12 @@ impl Latency {
         self.0.len()
     }
 
+    /// The latencies recorded, to the histogram's digits, and how often each, fastest first.
+    pub fn recorded(&self) -> impl Iterator<Item = (Duration, u64)> {
+        let steps = self.0.iter_recorded();
+        steps.map(|step| (Duration::from_micros(step.value_iterated_to()), step.count_at_value()))
+    }
+
     pub fn reset(&mut self) {
         self.0.reset();
     }
@@ -220,6 +226,10 @@ mod tests {
         assert!((latency.quantile_ms(0.5) - 500.0).abs() < 1.0);
         assert!((latency.quantile_ms(0.999) - 999.0).abs() < 1.0);
         assert_eq!(latency.count(), 1000);
+        latency.record(Duration::from_millis(1));
+        assert_eq!(latency.recorded().map(|(_, times)| times).sum::<u64>(), 1001);
+        let (first, times) = latency.recorded().next().unwrap();
+        assert_eq!((first, times), (Duration::from_millis(1), 2));
     }
 
     #[test]

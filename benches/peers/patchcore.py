@@ -6,8 +6,10 @@
 Both: ResNet18, levels 2 and 3, 256 × 256, a memory bank of N rows, 9 neighbours, one picture at a
 time. anomalib's network (timm's ResNet18, its own PyTorch code) runs in PyTorch and, exported to
 ONNX, in ONNX Runtime and OpenVINO; it starts from a tensor that is resized and normalised already,
-inspectd from 8-bit pixels. Random weights and bank, or those of `--weights` and `--bank`
-(search.py makes it). Ratios are to anomalib's best runtime.
+inspectd from 900 × 900 8-bit pixels. Random weights, or those of `--weights`. The bank's rows are
+those of `--bank` (search.py makes it), else random numbers in anomalib, which measures every row in
+any case, and features of rendered parts in inspectd, which measures those that it can't rule out.
+Ratios are to anomalib's best runtime.
 """
 
 import argparse
@@ -66,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
     for threads in args.threads:
         contestants = []
         if args.inspectd is not None:
-            options = {"bank_size": args.bank_size, "backbone": "resnet18", "batch": 1}
+            network = f"resnet18:{args.weights}" if args.weights else "resnet18"
+            options = {"bank_size": args.bank_size, "backbone": network, "batch": 1}
+            options |= {"bank": args.bank} if args.bank else {}
             contestants = [
                 compare.inspectd(
                     args.inspectd,

@@ -33,6 +33,11 @@ impl Samples {
         self.quantile(0.5)
     }
 
+    /// From the fastest to the slowest.
+    pub fn times(&self) -> &[Duration] {
+        &self.0
+    }
+
     pub fn milliseconds(&self) -> Vec<f64> {
         self.0.iter().copied().map(milliseconds).collect()
     }

@@ -20,10 +20,15 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
+use jobs::{Bench, Job};
+
+mod jobs;
+
 /// Time networks, layers, the search and the whole way of a picture on this machine
 #[derive(clap::Args)]
 pub struct Args {
-    /// resnet18-layer3, resnet50-layer3, compact, destseg, ntsnet, prn or mlff; again for more
+    /// resnet18-layer3, resnet50-layer3, compact, destseg, ntsnet, prn or mlff, or search,
+    /// patch_prototypes, line; again for more
     #[arg(long, default_values_t = ["resnet18-layer3".to_owned(), "compact".to_owned()])]
     net: Vec<String>,
     /// f32, or int8: what convolutions compute with; again for more
@@ -50,6 +55,8 @@ pub struct Args {
     /// Also write every single time to the JSON
     #[arg(long)]
     samples: bool,
+    #[command(flatten)]
+    jobs: jobs::Options,
 }
 
 /// One line of the table.
@@ -67,10 +74,10 @@ struct Figures {
     p999_ms: f64,
     images_per_s: f64,
     /// Of the median, multiplications that Winograd saves counted.
-    gflops: f64,
-    peak_gflops: f64,
-    arena_mib: f64,
-    weights_mib: f64,
+    gflops: Option<f64>,
+    peak_gflops: Option<f64>,
+    arena_mib: Option<f64>,
+    weights_mib: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     samples_ms: Option<Vec<f64>>,
 }
@@ -84,7 +91,13 @@ pub fn run(args: &Args) -> Result<()> {
         "seconds = {}: must be above 0, up to 3600",
         args.seconds
     );
-    let nets: Vec<Net> = args.net.iter().map(|word| Net::of(word)).collect::<Result<_>>()?;
+    for threads in &args.threads {
+        ensure!((1..=256).contains(threads), "threads = {threads}: must be from 1 to 256");
+    }
+    for batch in &args.batch {
+        ensure!((1..=64).contains(batch), "batch = {batch}: must be from 1 to 64");
+    }
+    let (nets, other_jobs) = jobs::told_apart(&args.net)?;
     let precisions: Vec<Precision> =
         args.precision.iter().map(|word| word.parse()).collect::<Result<_>>()?;
     let isa = Isa::detect()?;
@@ -104,6 +117,7 @@ pub fn run(args: &Args) -> Result<()> {
         "maps MiB",
         "weights"
     );
+    let bench = Bench { args, isa, precisions: &["f32", "int8"] };
     let mut all = Vec::new();
     for &threads in &args.threads {
         let team = Arc::new(Team::new(threads, false)?);
@@ -112,12 +126,15 @@ pub fn run(args: &Args) -> Result<()> {
             for (&batch, &precision) in
                 args.batch.iter().flat_map(|batch| precisions.iter().map(move |p| (batch, p)))
             {
-                ensure!((1..=64).contains(&batch), "batch = {batch}: must be from 1 to 64");
                 let figures = time(args, (net, precision), batch, isa, &team, peak)
                     .with_context(|| format!("net {}", net.word()))?;
                 all.push(figures);
             }
         }
+        all.extend(bench.on(&team, peak, &other_jobs)?);
+    }
+    if other_jobs.contains(&Job::Line) {
+        all.extend(bench.line()?);
     }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&all)? + "\n";
@@ -161,6 +178,7 @@ fn time(
         }
     });
     outcome?;
+    let gflops = plan.flops() / samples.median().as_secs_f64() / 1e9;
     let figures = Figures {
         net: net.word().to_owned(),
         precision: plan.precision().word(),
@@ -173,10 +191,10 @@ fn time(
         p99_ms: milliseconds(samples.quantile(0.99)),
         p999_ms: milliseconds(samples.quantile(0.999)),
         images_per_s: batch as f64 / samples.median().as_secs_f64(),
-        gflops: plan.flops() / samples.median().as_secs_f64() / 1e9,
-        peak_gflops: peak / 1e9,
-        arena_mib: mib(plan.arena_bytes()),
-        weights_mib: mib(plan.weight_bytes()),
+        gflops: Some(gflops),
+        peak_gflops: Some(peak / 1e9),
+        arena_mib: Some(mib(plan.arena_bytes())),
+        weights_mib: Some(mib(plan.weight_bytes())),
         samples_ms: args.samples.then(|| samples.milliseconds()),
     };
     println!(
@@ -189,10 +207,10 @@ fn time(
         figures.median_ms,
         figures.p99_ms,
         figures.images_per_s,
-        figures.gflops,
-        100.0 * figures.gflops / figures.peak_gflops,
-        figures.arena_mib,
-        figures.weights_mib
+        gflops,
+        100e9 * gflops / peak,
+        mib(plan.arena_bytes()),
+        mib(plan.weight_bytes())
     );
     if args.layers {
         layers(args, &mut plan, peak)?;

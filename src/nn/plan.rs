@@ -458,30 +458,53 @@ mod tests {
         Weights::from_tensors("drawn", tensors).unwrap()
     }
 
-    /// Holds a plan against the same graph on candle tensors.
-    fn check(name: &str, graph: &Graph, images: usize, isa: Isa, threads: usize, bound: f64) {
-        let weights = weights(graph);
-        let dims = graph.nodes()[0].dims;
-        let mut rng = ChaCha8Rng::seed_from_u64(6);
-        let count = images * 3 * dims.height * dims.width;
-        let pixels: Vec<f32> = (0..count).map(|_| rng.random_range(-2.0..2.0)).collect();
-        let shape = (images, 3, dims.height, dims.width);
-        let xs = Tensor::from_slice(&pixels, shape, &Device::Cpu).unwrap();
-        let want = reference::run(graph, &weights, &xs).unwrap();
+    /// What a graph makes of two pictures on candle tensors.
+    struct Wanted<'a> {
+        graph: &'a Graph,
+        weights: Weights,
+        pixels: Vec<f32>,
+        outputs: Vec<Vec<f32>>,
+    }
+
+    impl<'a> Wanted<'a> {
+        fn of(graph: &'a Graph) -> Self {
+            let weights = weights(graph);
+            let dims = graph.nodes()[0].dims;
+            let mut rng = ChaCha8Rng::seed_from_u64(6);
+            let count = 2 * 3 * dims.height * dims.width;
+            let pixels: Vec<f32> = (0..count).map(|_| rng.random_range(-2.0..2.0)).collect();
+            let shape = (2, 3, dims.height, dims.width);
+            let xs = Tensor::from_slice(&pixels, shape, &Device::Cpu).unwrap();
+            let outputs = reference::run(graph, &weights, &xs).unwrap();
+            let numbers = |xs: &Tensor| xs.flatten_all().unwrap().to_vec1().unwrap();
+            let outputs = outputs.iter().map(numbers).collect();
+            Self { graph, weights, pixels, outputs }
+        }
+
+        /// Of the first `images`: pictures do not know of each other.
+        fn first(&self, images: usize) -> (&[f32], Vec<&[f32]>) {
+            let part = |numbers: &Vec<f32>| numbers.len() / 2 * images;
+            let outputs = self.outputs.iter().map(|output| &output[..part(output)]);
+            (&self.pixels[..part(&self.pixels)], outputs.collect())
+        }
+    }
+
+    /// Holds a plan for one picture or two against that.
+    fn check(name: &str, wanted: &Wanted<'_>, images: usize, isa: Isa, threads: usize, bound: f64) {
+        let (pixels, want) = wanted.first(images);
         let team = Arc::new(Team::new(threads, false).unwrap());
-        let mut plan = Plan::new(graph, &weights, images, isa, team).unwrap();
+        let mut plan = Plan::new(wanted.graph, &wanted.weights, images, isa, team).unwrap();
         let planes = plan.planes();
-        planes.write(&pixels, plan.pixels());
+        planes.write(pixels, plan.pixels());
         // Twice: what a run leaves behind must not change the next.
         plan.run().unwrap();
         plan.run().unwrap();
         assert_eq!(plan.outputs(), want.len());
         for (i, want) in want.iter().enumerate() {
-            let want = want.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let got = plan.output(i).read();
             assert_eq!(got.len(), want.len(), "{name} output {i}");
             let largest = want.iter().fold(0f32, |max, x| max.max(x.abs()));
-            let off = got.iter().zip(&want).fold(0f32, |max, (a, b)| max.max((a - b).abs()));
+            let off = got.iter().zip(*want).fold(0f32, |max, (a, b)| max.max((a - b).abs()));
             let relative = f64::from(off) / f64::from(largest);
             assert!(
                 relative <= bound,
@@ -491,21 +514,32 @@ mod tests {
         }
     }
 
+    /// Two tests, which run side by side.
+    fn check_networks(nets: &[(&str, Graph)]) {
+        for (name, graph) in nets {
+            let wanted = Wanted::of(graph);
+            // f32 through some twenty layers, in another order and by Winograd
+            check(name, &wanted, 1, Isa::detect().unwrap(), 1, 2e-5);
+            check(name, &wanted, 2, Isa::detect().unwrap(), 2, 2e-5);
+        }
+    }
+
     #[test]
-    fn every_network_computes_what_its_graph_says() {
-        let nets: [(&str, Graph); 6] = [
+    fn backbones_compute_what_their_graphs_say() {
+        check_networks(&[
             ("resnet18", resnet::graph(Depth::R18, 4, (64, 96)).unwrap()),
             ("resnet50", resnet::graph(Depth::R50, 3, (64, 64)).unwrap()),
             ("compact", compact::graph(96, 64)),
+        ]);
+    }
+
+    #[test]
+    fn whole_networks_compute_what_their_graphs_say() {
+        check_networks(&[
             ("destseg", destseg::graph(64, 64)),
             ("ntsnet", ntsnet::graph(64, 64)),
             ("prn", prn::graph(128, [3; 3])),
-        ];
-        for (name, graph) in &nets {
-            // f32 through some twenty layers, in another order and by Winograd
-            check(name, graph, 1, Isa::detect().unwrap(), 1, 2e-5);
-            check(name, graph, 2, Isa::detect().unwrap(), 2, 2e-5);
-        }
+        ]);
     }
 
     #[test]
@@ -513,15 +547,17 @@ mod tests {
         // A value at the edge of a level falls to one side or the other by its last bit: Paper's rule
         // has hard edges, the reference's goes to zero there.
         let graph = mlff::graph(64, 64, graph::LevelRule::Reference);
-        check("mlff", &graph, 1, Isa::detect().unwrap(), 1, 2e-3);
-        check("mlff", &graph, 2, Isa::detect().unwrap(), 2, 2e-3);
+        let wanted = Wanted::of(&graph);
+        check("mlff", &wanted, 1, Isa::detect().unwrap(), 1, 2e-3);
+        check("mlff", &wanted, 2, Isa::detect().unwrap(), 2, 2e-3);
     }
 
     #[test]
     fn every_path_computes_the_same_network() {
         let graph = compact::graph(64, 64);
+        let wanted = Wanted::of(&graph);
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
-            check("compact", &graph, 1, isa, 2, 2e-5);
+            check("compact", &wanted, 1, isa, 2, 2e-5);
         }
     }
 
@@ -541,8 +577,9 @@ mod tests {
         let doubled = g.add(last, last);
         let up = g.upsample(doubled, (33, 17), graph::Resample::Bilinear(Align::Corners));
         g.set_outputs(vec![up, outer, a]);
+        let wanted = Wanted::of(&g);
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
-            check("made up", &g, 2, isa, 2, 1e-5);
+            check("made up", &wanted, 2, isa, 2, 1e-5);
         }
     }
 

@@ -24,10 +24,11 @@ impl Affine {
     /// y = scale·x + shift. `y` may be `x`.
     ///
     /// # Panics
-    /// If the shapes are not equal or have other channels.
+    /// If the shapes are not equal or have other channels, or `y` shares only a part with `x`.
     pub fn run(&self, team: &Team, x: FeatureMap<'_>, y: FeatureMap<'_>, relu: bool) {
         let shape = x.shape();
         assert!(shape == y.shape() && shape.channels == self.channels, "{shape:?}");
+        assert!(y.is_or_is_apart_from(&x), "the result shares a part with the argument");
         let rows = shape.images * shape.blocks() * shape.height;
         let work = Shared((x, y));
         team.chunks(rows, rows.div_ceil(4 * team.threads()), |_, from, to| {
@@ -101,5 +102,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "shares a part")]
+    fn a_part_shared_is_refused() {
+        let buffer = Buffer::zeroed(Shape::new(1, 48, 2, 2).len());
+        let map = buffer.map(Shape::new(1, 48, 2, 2), 0);
+        let affine = Affine::new(Isa::Portable, &[1.0; 32], &[0.0; 32]);
+        affine.run(&Team::alone(), map.channels(0, 32), map.channels(16, 32), false);
     }
 }

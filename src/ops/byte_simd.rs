@@ -112,7 +112,7 @@ pub trait ByteSimd: Copy + Send + Sync + 'static {
 
     fn floats(self) -> Self::Floats;
     fn zero(self) -> Self::Sums;
-    /// sums[o] + Σ_i quad[i] · weights[o][i]: exact as long as it stays within 32 bits.
+    /// `sums[o] + Σ_i quad[i] · weights[o][i]`: exact as long as it stays within 32 bits.
     fn dot(self, sums: Self::Sums, quad: Self::Quad, weights: Self::Weights) -> Self::Sums;
     /// The nearest f32, ties to even.
     fn to_floats(self, sums: Self::Sums) -> <Self::Floats as Simd>::F;

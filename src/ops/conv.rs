@@ -22,10 +22,16 @@ pub struct Geometry {
 
 impl Geometry {
     /// What comes of an input of this shape.
+    ///
+    /// # Panics
+    /// If it has other channels, or is smaller than the kernel even with its padding.
     pub fn output(&self, input: Shape) -> Shape {
         assert_eq!(input.channels, self.c_in, "{self:?}");
+        let reach = self.dilation * (self.kernel - 1) + 1;
         let side = |side: usize| {
-            (side + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) / self.stride + 1
+            let padded = side + 2 * self.padding;
+            assert!(padded >= reach, "{side} places for {self:?}");
+            (padded - reach) / self.stride + 1
         };
         Shape::new(input.images, self.c_out, side(input.height), side(input.width))
     }
@@ -161,6 +167,7 @@ pub(super) fn check(
     assert!(!x.overlaps(&y), "a convolution reads what it overwrites");
     if let Some(residual) = stage.residual {
         assert_eq!(residual.shape(), y.shape(), "the residual of {geometry:?}");
+        assert!(y.is_or_is_apart_from(&residual), "the output shares a part with the residual");
     }
 }
 

@@ -25,12 +25,17 @@ pub struct Level<'a> {
 /// 1 − Σ_c n(a)·n(b) of each level, all of them in one piece of work.
 ///
 /// # Panics
-/// If shapes do not fit, or a result overlaps any map of its level.
+/// If shapes do not fit, or a result overlaps any other map.
 pub fn cosine_distances(team: &Team, isa: Isa, levels: &[Level<'_>]) {
     let (mut count, mut len) = (0, 0);
-    for Level { a, b, to } in levels {
+    for (i, Level { a, b, to }) in levels.iter().enumerate() {
         assert_eq!(to.shape(), Shape { channels: 1, ..a.shape() }, "a cosine distance");
         check(*a, *b, *to);
+        // Threads work on several levels at once.
+        for (_, other) in levels.iter().enumerate().filter(|(j, _)| *j != i) {
+            let apart = [other.a, other.b, other.to].iter().all(|map| !to.overlaps(map));
+            assert!(apart, "the result overlaps a map of another level");
+        }
         let rows = Rows::of_images(a.shape()).count();
         count += rows;
         len += 2 * rows * a.shape().width * a.shape().blocks() * LANES;
@@ -362,5 +367,15 @@ mod tests {
     fn equal_the_vectors() {
         check_vectors("destseg_features", 3, "D", 1.0, Some("X"));
         check_vectors("ntsnet_loss_maps", 2, "M", 1.0, None);
+    }
+
+    #[test]
+    #[should_panic(expected = "another level")]
+    fn levels_with_one_result_are_refused() {
+        let shape = Shape::new(1, 16, 2, 2);
+        let [a, b, to] = [(); 3].map(|()| Buffer::zeroed(shape.len()));
+        let (a, b, to) = (a.map(shape, 0), b.map(shape, 0), to.map(shape, 0).channels(0, 1));
+        let level = Level { a, b, to };
+        cosine_distances(&Team::alone(), Isa::Portable, &[level, level]);
     }
 }

@@ -10,7 +10,14 @@ use super::simd::{Isa, Kernel, LANES, Simd};
 use super::team::Team;
 
 /// Pieces of work a thread at least, so that none waits long for another.
-const PIECES: usize = 8;
+const PIECES: usize = 4;
+
+/// Bytes of a panel's weights that are summed over at once: they stay in the core's cache (of 1 MiB)
+/// while the rows of a group pass by, whose sums so far wait in the output.
+const DEPTH_BYTES: usize = 192 << 10;
+
+/// Bytes of the input's rows that a group reads: they stay there as well, for the next panel.
+const GROUP_BYTES: usize = 512 << 10;
 
 /// A convolution with its weights packed.
 pub struct DirectConv {
@@ -44,14 +51,28 @@ impl DirectConv {
         check(&self.geometry, self.input, x, y, stage);
         let out = y.shape();
         let panels = out.blocks().div_ceil(self.panel);
-        // Rows of one panel follow each other, so that its weights stay in the cache.
-        let rows = out.images * panels * out.height;
-        let chunk = if team.threads() == 1 { rows } else { rows / (PIECES * team.threads()) };
+        let group = self.group(out, team.threads(), panels);
+        let pieces = out.images * out.height.div_ceil(group) * panels;
+        // Panels of one group follow each other, so that its rows stay in the cache.
+        let chunk = if team.threads() == 1 { pieces } else { 1 };
         let work = Shared((x, y, stage));
-        team.chunks(rows, chunk, |_, from, to| {
+        team.chunks(pieces, chunk, |_, from, to| {
             let (x, y, stage) = work.get();
-            self.isa.run(Work { conv: self, x, y, stage, rows: (from, to) });
+            self.isa.run(Work { conv: self, x, y, stage, group, pieces: (from, to) });
         });
+    }
+
+    /// Rows of the output that go through a panel together.
+    fn group(&self, out: Shape, threads: usize, panels: usize) -> usize {
+        let Geometry { kernel, stride, dilation, .. } = self.geometry;
+        let row = self.input.blocks() * self.input.row() * size_of::<f32>();
+        let reach = dilation * (kernel - 1);
+        let fits = (GROUP_BYTES / row).saturating_sub(reach) / stride;
+        let least = if threads == 1 { 1 } else { PIECES * threads };
+        let even = out.images * out.height * panels / least;
+        let group = fits.min(even).clamp(1, out.height);
+        // Groups of one size, the last not a small rest.
+        out.height.div_ceil(out.height.div_ceil(group))
     }
 }
 
@@ -71,8 +92,10 @@ struct Work<'a> {
     x: FeatureMap<'a>,
     y: FeatureMap<'a>,
     stage: Stage<'a>,
-    /// Rows of the output, counted over pictures and panels.
-    rows: (usize, usize),
+    /// Rows of a group.
+    group: usize,
+    /// Of a group's rows in a panel, counted over pictures, groups and panels.
+    pieces: (usize, usize),
 }
 
 /// Taps from the first to the one behind the last, vertically and horizontally.
@@ -93,13 +116,18 @@ struct Places {
     x_plane: usize,
     dilation: usize,
     kernel: usize,
-    blocks_in: usize,
+    /// Blocks of the input that are summed over.
+    blocks: (usize, usize),
     weights: *const f32,
-    bias: *const f32,
+    /// What the sums begin with: the bias and the residual, or else what is in the output.
+    begin: Option<*const f32>,
+    residual: Option<(*const f32, usize)>,
     to: *mut f32,
     y_plane: usize,
-    residual: Option<(*const f32, usize)>,
     taps: Taps,
+    /// What is fetched of the weights that come next, and how many lines of 16 with each tap and block.
+    next: *const f32,
+    next_lines: usize,
 }
 
 impl Kernel for Work<'_> {
@@ -109,63 +137,88 @@ impl Kernel for Work<'_> {
     fn run<S: Simd>(self, s: S) {
         let (input, out) = (self.x.shape(), self.y.shape());
         let Geometry { kernel, stride, padding, dilation, .. } = self.conv.geometry;
-        let panels_y = out.blocks().div_ceil(S::CONV_PANEL);
-        let floor = self.stage.floor(s);
-        let taps_weights = input.blocks() * kernel * kernel * LANES * LANES;
+        let panels = out.blocks().div_ceil(S::CONV_PANEL);
+        let groups = out.height.div_ceil(self.group);
+        let per_block = kernel * kernel * LANES * LANES;
         // Output columns all of whose taps fall into the picture or its border of one place.
         let inside = inside(out.width, input.width, kernel, stride, padding, dilation);
-        for row in self.rows.0..self.rows.1 {
-            let (image, panel, oy) =
-                (row / (panels_y * out.height), row / out.height % panels_y, row % out.height);
+        for piece in self.pieces.0..self.pieces.1 {
+            let (image, group, panel) =
+                (piece / (panels * groups), piece / panels % groups, piece % panels);
             let first = panel * S::CONV_PANEL;
             let blocks = S::CONV_PANEL.min(out.blocks() - first);
-            let top = (oy * stride) as isize - padding as isize;
-            let taps_y = taps(top, input.height, kernel, dilation);
+            let rows = group * self.group..((group + 1) * self.group).min(out.height);
             let origin = self.x.place(image, 0, -1, -1).cast_const();
-            let mut places = Places {
-                from: origin,
-                step: stride * LANES,
-                x_row: input.row(),
-                x_plane: self.x.plane_len(),
-                dilation,
-                kernel,
-                blocks_in: input.blocks(),
-                // SAFETY: the panel whose first output block is `first`.
-                weights: unsafe { self.conv.weights.as_ptr().add(first * taps_weights) },
-                // SAFETY: the bias has as many blocks as y.
-                bias: unsafe { self.conv.bias.as_ptr().add(first * LANES) },
-                to: self.y.place(image, first, oy as isize, 0),
-                y_plane: self.y.plane_len(),
-                residual: self.stage.residual.map(|map| {
-                    (map.place(image, first, oy as isize, 0).cast_const(), map.plane_len())
-                }),
-                taps: Taps { y: taps_y, x: (0, kernel) },
-            };
-            let mut ox = 0;
-            while ox < out.width {
-                let left_edge = (ox * stride) as isize - padding as isize;
-                // At the edges one place at a time, with the taps that fall into the picture.
-                let (count, taps_x) = if ox < inside.0 || ox >= inside.1 {
-                    (1, taps(left_edge, input.width, kernel, dilation))
+            let depth = (DEPTH_BYTES / (per_block * blocks * size_of::<f32>())).max(1);
+            let depth = input.blocks().div_ceil(input.blocks().div_ceil(depth));
+            for from in (0..input.blocks()).step_by(depth) {
+                let to = (from + depth).min(input.blocks());
+                let floor = if to == input.blocks() {
+                    self.stage.floor(s)
                 } else {
-                    let left = inside.1 - ox;
-                    (left.div_ceil(left.div_ceil(S::CONV_ROWS)), (0, kernel))
+                    s.splat(f32::NEG_INFINITY)
                 };
-                places.taps.x = taps_x;
-                places.from = origin
-                    .wrapping_offset((top + 1) * input.row() as isize)
-                    .wrapping_offset((left_edge + 1) * LANES as isize);
-                // SAFETY: the taps named fall into the planes of x with their border for each of the
-                // `count` places from column ox on, which lie in y; rows belong to one thread.
-                unsafe { dispatch(s, count, blocks, places, floor) };
-                // SAFETY: still in the row, or just behind its end.
-                unsafe {
-                    places.to = places.to.add(count * LANES);
-                    if let Some((at, _)) = &mut places.residual {
-                        *at = at.add(count * LANES);
+                // SAFETY: the panel whose first output block is `first`.
+                let weights =
+                    unsafe { self.conv.weights.as_ptr().add(first * input.blocks() * per_block) };
+                // The weights that come next, shared out among the pieces of the rows.
+                let across = out.width.div_ceil(S::CONV_ROWS);
+                let next_lines = (blocks * LANES).div_ceil(rows.len() * across);
+                let next_len = (to - from) * kernel * kernel * next_lines * LANES;
+                let mut next = weights.wrapping_add(to * per_block * blocks);
+                for oy in rows.clone() {
+                    let top = (oy * stride) as isize - padding as isize;
+                    let mut places = Places {
+                        from: origin,
+                        step: stride * LANES,
+                        x_row: input.row(),
+                        x_plane: self.x.plane_len(),
+                        dilation,
+                        kernel,
+                        blocks: (from, to),
+                        weights,
+                        // SAFETY: the bias has as many blocks as y.
+                        begin: (from == 0)
+                            .then(|| unsafe { self.conv.bias.as_ptr().add(first * LANES) }),
+                        residual: self.stage.residual.map(|map| {
+                            (map.place(image, first, oy as isize, 0).cast_const(), map.plane_len())
+                        }),
+                        to: self.y.place(image, first, oy as isize, 0),
+                        y_plane: self.y.plane_len(),
+                        taps: Taps { y: taps(top, input.height, kernel, dilation), x: (0, kernel) },
+                        next,
+                        next_lines,
+                    };
+                    let mut ox = 0;
+                    while ox < out.width {
+                        let left_edge = (ox * stride) as isize - padding as isize;
+                        // At the edges one place at a time, with the taps that fall into the picture.
+                        let (count, taps_x) = if ox < inside.0 || ox >= inside.1 {
+                            (1, taps(left_edge, input.width, kernel, dilation))
+                        } else {
+                            let left = inside.1 - ox;
+                            (left.div_ceil(left.div_ceil(S::CONV_ROWS)), (0, kernel))
+                        };
+                        places.taps.x = taps_x;
+                        places.from = origin
+                            .wrapping_offset((top + 1) * input.row() as isize)
+                            .wrapping_offset((left_edge + 1) * LANES as isize);
+                        // SAFETY: the taps named fall into the planes of x with their border for each
+                        // of the `count` places from column ox on, which lie in y; a group's rows in
+                        // a panel belong to one thread.
+                        unsafe { dispatch(s, count, blocks, places, floor) };
+                        // SAFETY: still in the row, or just behind its end.
+                        unsafe {
+                            places.to = places.to.add(count * LANES);
+                            if let Some((at, _)) = &mut places.residual {
+                                *at = at.add(count * LANES);
+                            }
+                        }
+                        places.next = places.next.wrapping_add(next_len);
+                        ox += count;
                     }
+                    next = places.next;
                 }
-                ox += count;
             }
         }
     }
@@ -224,14 +277,24 @@ unsafe fn dispatch<S: Simd>(s: S, count: usize, blocks: usize, at: Places, floor
 #[inline(always)]
 unsafe fn places<S: Simd, const P: usize, const R: usize>(s: S, at: Places, floor: S::F) {
     let mut sums = [[s.zero(); P]; R];
-    for p in 0..P {
-        // SAFETY: block p of the panel's bias.
-        let bias = unsafe { s.load(at.bias.add(p * LANES)) };
-        for sums in &mut sums {
-            sums[p] = bias;
+    for (r, sums) in sums.iter_mut().enumerate() {
+        for (p, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: block p of the panel's bias; place r of block p, in y and in the residual, which
+            // has y's shape.
+            unsafe {
+                *sum = match (at.begin, at.residual) {
+                    (None, _) => s.load(at.to.add(p * at.y_plane + r * LANES)),
+                    (Some(bias), None) => s.load(bias.add(p * LANES)),
+                    (Some(bias), Some((residual, plane))) => s.add(
+                        s.load(bias.add(p * LANES)),
+                        s.load(residual.add(p * plane + r * LANES)),
+                    ),
+                };
+            }
         }
     }
-    for block in 0..at.blocks_in {
+    let mut next = at.next;
+    for block in at.blocks.0..at.blocks.1 {
         for ky in at.taps.y.0..at.taps.y.1 {
             for kx in at.taps.x.0..at.taps.x.1 {
                 let tap = (block * at.kernel + ky) * at.kernel + kx;
@@ -239,6 +302,15 @@ unsafe fn places<S: Simd, const P: usize, const R: usize>(s: S, at: Places, floo
                 let mut from = at.from.wrapping_add(
                     block * at.x_plane + ky * at.dilation * at.x_row + kx * at.dilation * LANES,
                 );
+                // The places to the right come next: the planes are too many runs of memory for the
+                // machine to foresee. Fetching ahead reads nothing.
+                for r in R..2 * R {
+                    s.prefetch(from.wrapping_add(r * at.step));
+                }
+                for _ in 0..at.next_lines {
+                    s.prefetch(next);
+                    next = next.wrapping_add(LANES);
+                }
                 for _ in 0..LANES {
                     // SAFETY: the tap falls into the plane for each of the R places; its weights are
                     // 16 rows of P blocks.
@@ -262,14 +334,8 @@ unsafe fn places<S: Simd, const P: usize, const R: usize>(s: S, at: Places, floo
     }
     for (r, sums) in sums.into_iter().enumerate() {
         for (p, sum) in sums.into_iter().enumerate() {
-            // SAFETY: place r of block p, in y and in the residual, which has y's shape.
-            unsafe {
-                let mut value = sum;
-                if let Some((residual, plane)) = at.residual {
-                    value = s.add(value, s.load(residual.add(p * plane + r * LANES)));
-                }
-                s.store(at.to.add(p * at.y_plane + r * LANES), s.max(floor, value));
-            }
+            // SAFETY: place r of block p.
+            unsafe { s.store(at.to.add(p * at.y_plane + r * LANES), s.max(floor, sum)) };
         }
     }
 }
@@ -299,7 +365,7 @@ fn pack(geometry: Geometry, weights: &[f32], panel: usize) -> Frozen {
 #[cfg(test)]
 mod tests {
     use super::super::conv::Conv;
-    use super::super::conv::tests::check_kernel;
+    use super::super::conv::tests::{check_kernel, numbers};
     use super::*;
 
     #[test]
@@ -318,6 +384,8 @@ mod tests {
             Case(1, 16, 16, 14, 14, (7, 2, 3, 1)),
             Case(1, 16, 16, 13, 9, (3, 1, 4, 4)),
             Case(1, 16, 16, 9, 9, (3, 1, 0, 2)),
+            // more channels than are summed over at once
+            Case(1, 140, 70, 3, 5, (5, 1, 2, 1)),
         ];
         for Case(images, c_in, c_out, height, width, (kernel, stride, padding, dilation)) in cases {
             let geometry = Geometry { c_in, c_out, kernel, stride, padding, dilation };
@@ -325,6 +393,29 @@ mod tests {
             check_kernel(geometry, input, |isa, weights, bias, _| {
                 Conv::Direct(DirectConv::new(isa, geometry, weights, bias, input))
             });
+        }
+    }
+
+    #[test]
+    fn the_output_may_be_the_residual() {
+        let geometry =
+            Geometry { c_in: 140, c_out: 20, kernel: 5, stride: 1, padding: 2, dilation: 1 };
+        let (input, out) = (Shape::new(1, 140, 3, 4), Shape::new(1, 20, 3, 4));
+        let (x, w) = (numbers(140 * 12, 1), numbers(geometry.weights(), 2));
+        let (from, other, own) =
+            (Buffer::zeroed(input.len()), Buffer::zeroed(out.len()), Buffer::zeroed(out.len()));
+        from.map(input, 0).write(&x);
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
+            let conv = DirectConv::new(isa, geometry, &w, &[0.5; 20], input);
+            let residual = numbers(20 * 12, 3);
+            own.map(out, 0).write(&residual);
+            let rest = Buffer::zeroed(out.len());
+            rest.map(out, 0).write(&residual);
+            let stage = |map| Stage { residual: Some(map), relu: true };
+            let x = from.map(input, 0);
+            conv.run(&Team::alone(), x, own.map(out, 0), stage(own.map(out, 0)));
+            conv.run(&Team::alone(), x, other.map(out, 0), stage(rest.map(out, 0)));
+            assert_eq!(own.map(out, 0).read(), other.map(out, 0).read());
         }
     }
 

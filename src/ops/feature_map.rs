@@ -7,7 +7,7 @@
 //! is how concatenation costs nothing. The int8 path keeps its activations in the same layout, a byte
 //! a number ([`ByteMap`]).
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -53,16 +53,18 @@ unsafe impl<T: Number> Send for Memory<T> {}
 impl<T: Number> Memory<T> {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Self {
-        let bytes = len.max(LANES) * size_of::<T>();
+        let numbers = Layout::array::<T>(len.max(LANES)).expect("more numbers than memory has");
+        let bytes = numbers.size();
         let alignment = if bytes >= HUGE { HUGE } else { ALIGNMENT };
         let layout = Layout::from_size_align(bytes, alignment).expect("far below isize::MAX");
         // SAFETY: the layout has a size above zero.
-        let start = unsafe { alloc_zeroed(layout) };
+        let start = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         #[cfg(target_os = "linux")]
         if bytes >= HUGE {
             // SAFETY: the range is ours and was just allocated. It is advice: an answer of no
-            // changes nothing, and the first touch comes after it.
+            // changes nothing. It comes before the first touch, which is what it is about, and why
+            // the zeros are not asked of the allocator.
             unsafe {
                 let _ = rustix::mm::madvise(
                     start.as_ptr().cast(),
@@ -71,6 +73,8 @@ impl<T: Number> Memory<T> {
                 );
             }
         }
+        // SAFETY: the range is ours, and all zeros is a number.
+        unsafe { start.as_ptr().write_bytes(0, bytes) };
         Self { start: start.cast(), len, layout }
     }
 
@@ -117,9 +121,9 @@ impl<T: Number> Memory<T> {
     pub fn window(&self, shape: Shape, first_plane: usize, stride: usize) -> Map<'_, T> {
         let blocks = shape.blocks();
         assert!(stride >= blocks && shape.images > 0, "{shape:?} in strides of {stride} planes");
-        let planes = first_plane + (shape.images - 1) * stride + blocks;
+        let end = end_of(shape, first_plane, stride);
         assert!(
-            planes * shape.plane() <= self.len,
+            end.is_some_and(|end| end <= self.len),
             "{shape:?} from plane {first_plane}, stride {stride}, in a buffer of {}",
             self.len
         );
@@ -127,6 +131,15 @@ impl<T: Number> Memory<T> {
         let start = unsafe { self.as_ptr().add(first_plane * shape.plane()) };
         Map { start, shape, stride, memory: PhantomData }
     }
+}
+
+/// Numbers up to the end of the last plane of a map, if they can be counted: a product that wraps
+/// would let a map of absurd size into any buffer.
+fn end_of(shape: Shape, first_plane: usize, stride: usize) -> Option<usize> {
+    let row = shape.width.checked_add(2)?.checked_mul(LANES)?;
+    let plane = shape.height.checked_add(2)?.checked_mul(row)?;
+    let before = (shape.images - 1).checked_mul(stride)?.checked_add(first_plane)?;
+    before.checked_add(shape.blocks())?.checked_mul(plane)
 }
 
 /// Numbers that no longer change, such as packed weights: all threads may read them.
@@ -239,9 +252,10 @@ impl<'a, T: Number> Map<'a, T> {
     pub fn channels(&self, first: usize, channels: usize) -> Self {
         let whole = self.shape.blocks() * LANES;
         assert!(
-            first.is_multiple_of(LANES) && first + channels <= whole && channels > 0,
-            "channels {first}..{} of {whole}",
-            first + channels
+            first.is_multiple_of(LANES)
+                && (1..=whole).contains(&channels)
+                && first <= whole - channels,
+            "{channels} channels from {first} on of {whole}"
         );
         // SAFETY: that block lies within this map.
         let start = unsafe { self.start.add(first / LANES * self.shape.plane()) };
@@ -312,6 +326,20 @@ impl<'a, T: Number> Map<'a, T> {
         let (stride, blocks) = (self.stride as isize, distance / plane);
         let from = blocks.rem_euclid(stride);
         from < self.shape.blocks() as isize || from + other.shape.blocks() as isize > stride
+    }
+
+    /// Whether the two are one map, or share no number: threads that read a place of `other` before
+    /// they write the same place of this one disturb nobody.
+    pub fn is_or_is_apart_from(&self, other: &Map<'_, T>) -> bool {
+        let same =
+            (self.start, self.shape, self.stride) == (other.start, other.shape, other.stride);
+        same || !self.overlaps(other)
+    }
+
+    /// Whether it lies in `memory`.
+    pub fn is_in(&self, memory: &Memory<T>) -> bool {
+        let start = memory.as_ptr() as usize;
+        (start..start + memory.bytes()).contains(&(self.start as usize))
     }
 
     fn span(&self) -> (usize, usize) {
@@ -400,5 +428,38 @@ mod tests {
     fn a_map_past_the_end_is_refused() {
         let shape = Shape::new(1, 16, 4, 4);
         Buffer::zeroed(shape.len()).map(shape, 1);
+    }
+
+    #[test]
+    fn sizes_that_wrap_are_refused() {
+        fn refused<T>(work: impl Fn() -> T) -> bool {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err()
+        }
+        let buffer = Buffer::zeroed(Shape::new(1, 16, 4, 4).len());
+        let half = 1 << (usize::BITS - 1);
+        for shape in [
+            Shape::new(1, 16, half - 2, 2),
+            Shape::new(1, 16, usize::MAX - 1, 4),
+            Shape::new(1, 16, 4, usize::MAX - 1),
+            Shape::new(half + 1, 32, 4, 4),
+        ] {
+            assert!(refused(|| buffer.map(shape, 0).shape()), "{shape:?}");
+        }
+        let shape = Shape::new(1, 16, 4, 4);
+        assert!(refused(|| buffer.map(shape, half).shape()));
+        assert!(refused(|| buffer.window(Shape { images: 3, ..shape }, 0, half).shape()));
+        assert!(refused(|| buffer.map(shape, 0).channels(usize::MAX - 15, 32).shape()));
+        assert!(refused(|| Buffer::zeroed(half / 2).len()));
+    }
+
+    #[test]
+    fn a_map_knows_its_memory() {
+        let shape = Shape::new(2, 16, 3, 3);
+        let (own, other) = (Buffer::zeroed(shape.len()), Buffer::zeroed(shape.len()));
+        let map = own.map(shape, 0);
+        assert!(map.is_in(&own) && map.image(1).is_in(&own) && !map.is_in(&other));
+        assert!(map.is_or_is_apart_from(&map) && map.is_or_is_apart_from(&other.map(shape, 0)));
+        assert!(!map.is_or_is_apart_from(&map.image(1)));
+        assert!(map.image(0).is_or_is_apart_from(&map.image(1)));
     }
 }

@@ -150,7 +150,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// c − a·b.
     fn neg_mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// Bit i set where a[i] < b[i].
+    /// Bit i set where `a[i] < b[i]`.
     fn lt(self, a: Self::F, b: Self::F) -> u16;
     /// a where the bit is set, else b.
     fn select(self, mask: u16, a: Self::F, b: Self::F) -> Self::F;

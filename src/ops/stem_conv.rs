@@ -83,13 +83,13 @@ impl StemConv {
         (relu, pool): (bool, bool),
         threads: usize,
     ) -> Self {
-        let Geometry { c_in, kernel, padding, dilation, .. } = geometry;
+        let Geometry { c_in, padding, dilation, .. } = geometry;
+        // Taps reach out no further than the padding.
         assert!(c_in == CHANNELS && dilation == 1 && padding <= planes.pad, "{geometry:?}");
         assert!(!pool || relu, "a maximum over zeros outside needs a ReLU before it");
         assert_eq!(weights.len(), geometry.weights(), "{geometry:?}");
         let weights = isa.run(Pack { geometry, weights });
         let bias = pack_bias(bias, geometry.c_out);
-        assert!(kernel <= 2 * planes.pad + 1, "{geometry:?} reads past the border");
         Self { isa, geometry, planes, images, relu, pool, threads, weights, bias }
     }
 
@@ -128,12 +128,14 @@ impl StemConv {
     /// y = conv(planes), ReLU and maximum as asked for.
     ///
     /// # Panics
-    /// If `y` has another shape, or a buffer is too small.
+    /// If `y` has another shape, a buffer is too small, or two of the three are one.
     pub fn run(&self, team: &Team, planes: &Buffer, y: FeatureMap<'_>, scratch: &Buffer) {
         assert!(planes.len() >= self.planes.len(self.images), "{:?}", self.planes);
         assert_eq!(y.shape(), self.output(), "the output of {:?}", self.geometry);
         assert!(team.threads() <= self.threads, "made for {} threads", self.threads);
         assert!(scratch.len() >= self.scratch_len(), "scratch of {} numbers", scratch.len());
+        assert!(!y.is_in(planes) && !y.is_in(scratch), "the output overlaps what is read");
+        assert!(!self.pool || planes.as_ptr() != scratch.as_ptr(), "planes as scratch memory");
         let rows = self.images * y.shape().height;
         let chunk = if team.threads() == 1 { rows } else { CHUNK };
         let work = Shared((planes.as_ptr().cast_const(), y, scratch.as_ptr()));

@@ -5,6 +5,7 @@
 //! detectors that share a team take turns, and a machine is never asked for more threads than the
 //! team has. Nothing is allocated when work is handed out.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
@@ -44,6 +45,11 @@ struct Shared {
     stop: AtomicBool,
     /// One a worker: it is asleep, or about to be.
     asleep: Vec<AtomicBool>,
+}
+
+thread_local! {
+    /// Whose work this thread is doing.
+    static AT_WORK_FOR: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
 }
 
 struct Work<'a>(&'a (dyn Fn(usize) + Sync));
@@ -97,12 +103,15 @@ impl Team {
     /// are done. Waits if another thread is using the team.
     ///
     /// # Panics
-    /// If one of them does, once all are done.
+    /// If one of them does, once all are done; or if it is called by the work of a team of several
+    /// on the same team, which would wait for itself.
     pub fn run(&self, work: &(dyn Fn(usize) + Sync)) {
         if self.threads == 1 {
             return work(0);
         }
         let shared = &*self.shared;
+        let before = AT_WORK_FOR.get();
+        assert!(!std::ptr::eq(before, shared), "a team's work calls the same team");
         let mut looks = 0;
         while shared.taken.swap(true, Ordering::Acquire) {
             wait(&mut looks);
@@ -117,7 +126,9 @@ impl Team {
                 worker.thread().unpark();
             }
         }
+        AT_WORK_FOR.set(shared);
         let own = catch_unwind(AssertUnwindSafe(|| work.0(0)));
+        AT_WORK_FOR.set(before);
         let mut looks = 0;
         while shared.at_work.load(Ordering::Acquire) > 0 {
             wait(&mut looks);
@@ -166,6 +177,7 @@ impl Drop for Team {
 
 impl Shared {
     fn serve(&self, thread: usize) {
+        AT_WORK_FOR.set(self);
         let mut seen = 0;
         let asleep = &self.asleep[thread - 1];
         loop {
@@ -220,4 +232,40 @@ pub fn pin_current(n: usize) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = n;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_threads_work_and_all_pieces_are_done_once() {
+        for threads in [1, 2, 3] {
+            let team = Team::new(threads, false).unwrap();
+            let (calls, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            for _ in 0..100 {
+                team.run(&|thread| {
+                    calls.fetch_add(1 << (8 * thread), Ordering::Relaxed);
+                });
+                team.chunks(10, 3, |_, from, to| {
+                    (from..to).for_each(|i| {
+                        sum.fetch_add(i, Ordering::Relaxed);
+                    });
+                });
+            }
+            let each = (0..threads).map(|thread| 100 << (8 * thread)).sum::<usize>();
+            assert_eq!((calls.into_inner(), sum.into_inner()), (each, 4500));
+        }
+    }
+
+    #[test]
+    fn work_that_calls_its_own_team_panics_and_the_team_goes_on() {
+        let team = Team::new(2, false).unwrap();
+        let nested = catch_unwind(AssertUnwindSafe(|| team.run(&|_| team.run(&|_| {}))));
+        let panic = nested.unwrap_err();
+        let text = panic.downcast_ref::<&str>().copied().unwrap_or_default();
+        assert_eq!(text, "a team's work calls the same team");
+        team.run(&|_| {});
+        Team::alone().run(&|_| team.run(&|_| {}));
+    }
 }

@@ -21,14 +21,19 @@ const B: f64 = 1.5;
 /// Places of a transformed tile.
 const SPOTS: usize = 36;
 
-/// Bytes of transformed tiles, in and out, that a thread works on at once: they stay in a core's
-/// cache while the weights pass by.
-const CACHED: usize = 768 << 10;
+/// Tiles that a thread works on at once, where weights come from memory each time: T tiles do T/2
+/// floating-point operations for each byte of the weights, so that with 48 a core of 285 GFLOP/s reads
+/// 12 GB/s, half of what it could, and two are not slowed down by each other. More bring nothing.
+const TILES: usize = 48;
 
-/// Tiles at once at least, so that each weight is used often enough for the time it takes to come,
-/// and at most, beyond which nothing is gained.
+/// Where the weights stay in the caches: with fewer tiles their matrices stay near the core.
+const FEW_TILES: usize = 24;
+
+/// Bytes of weights that stay in the caches from a block of tiles to the next.
+const CACHED: usize = 4 << 20;
+
+/// Tiles at once at least where threads share few tiles.
 const LEAST_TILES: usize = 16;
-const MOST_TILES: usize = 48;
 
 /// Numbers between the 36 matrices beyond what they need, so that they do not fall on the same lines
 /// of the cache.
@@ -61,17 +66,15 @@ impl Winograd {
         input: Shape,
         threads: usize,
     ) -> Self {
-        let Geometry { c_in, c_out, kernel, stride, padding, dilation } = geometry;
+        let Geometry { c_out, kernel, stride, padding, dilation, .. } = geometry;
         assert!(kernel == 3 && stride == 1 && padding == dilation && dilation > 0, "{geometry:?}");
         assert_eq!(weights.len(), geometry.weights(), "{geometry:?}");
-        let (c, o) = (c_in.div_ceil(LANES) * LANES, c_out.div_ceil(LANES) * LANES);
         let tiles = tiles(input, dilation);
         let total = tiles.len() * input.images;
-        let fits = CACHED / (SPOTS * size_of::<f32>() * (c + o));
-        let block = fits.clamp(LEAST_TILES, MOST_TILES).min(total);
-        // Blocks of one size, the last not a small rest.
-        let block = total.div_ceil(total.div_ceil(block));
         let weights = isa.run(Pack { geometry, weights });
+        let most = if weights.bytes() > CACHED { TILES } else { FEW_TILES };
+        // Blocks of one size, the last not a small rest.
+        let block = total.div_ceil(total.div_ceil(most));
         Self { isa, geometry, input, threads, tiles, block, weights, bias: pack_bias(bias, c_out) }
     }
 
@@ -139,6 +142,8 @@ impl Winograd {
         check(&self.geometry, self.input, x, y, stage);
         assert_eq!(team.threads(), self.threads, "made for another team");
         assert!(scratch.len() >= self.scratch_len(), "scratch of {} numbers", scratch.len());
+        let held = [Some(x), Some(y), stage.residual].into_iter().flatten();
+        assert!(!{ held }.any(|map| map.is_in(scratch)), "scratch memory holds a map");
         let block = self.block_for(self.threads);
         let (v_len, m_len) = self.matrices(block);
         let (all, blocks_in, blocks_out) =
@@ -200,9 +205,9 @@ struct Piece<'a> {
     stage: Stage<'a>,
     /// First tile and the one behind the last, counted over all pictures.
     tiles: (usize, usize),
-    v: *mut f32, // [36][T, C]
+    v: *mut f32, // [36] matrices [T, C]
     v_spot: usize,
-    m: *mut f32, // [36][T, O]
+    m: *mut f32, // [36] matrices [T, O]
     m_spot: usize,
 }
 
@@ -255,12 +260,13 @@ impl Piece<'_> {
     fn input<S: Simd>(&self, s: S, from: usize, to: usize) {
         let points = Points::new(s);
         let Shape { height, width, .. } = self.x.shape();
-        let (row, c) = (self.x.shape().row(), self.conv.channels_in());
+        let (row, blocks) = (self.x.shape().row(), self.conv.input.blocks());
+        let rows = Rows::new(s, self.tiles.1 - self.tiles.0);
         let d = self.conv.geometry.dilation;
-        for t in self.tiles.0..self.tiles.1 {
-            let (image, y0, x0) = self.tile(t);
-            let inside = d == 1 && y0 + 4 <= height && x0 + 4 <= width;
-            for block in from..to {
+        for block in from..to {
+            for t in self.tiles.0..self.tiles.1 {
+                let (image, y0, x0) = self.tile(t);
+                let inside = d == 1 && y0 + 4 <= height && x0 + 4 <= width;
                 let origin = self.x.place(image, block, -1, -1).cast_const();
                 let mut columns = [[s.zero(); 6]; 6];
                 for j in 0..6 {
@@ -288,7 +294,7 @@ impl Piece<'_> {
                         columns[i][j] = column[i];
                     }
                 }
-                let spot = (t - self.tiles.0) * c + block * LANES;
+                let spot = rows.place(t - self.tiles.0, block, blocks);
                 for (i, column) in columns.into_iter().enumerate() {
                     let line = points.input(s, column);
                     for (j, value) in line.into_iter().enumerate() {
@@ -303,20 +309,15 @@ impl Piece<'_> {
     #[inline(always)]
     fn products<S: Simd>(&self, s: S, from: usize, to: usize) {
         let (c, o) = (self.conv.channels_in(), self.conv.channels_out());
-        let rows = self.tiles.1 - self.tiles.0;
+        let rows = Rows::new(s, self.tiles.1 - self.tiles.0);
         for spot in from..to {
-            for (first, blocks) in panels(o / LANES, S::PANEL) {
+            for (first, panel) in panels(o / LANES, S::PANEL) {
                 // SAFETY: matrix `spot` of each, and the panel that starts at output block `first`;
                 // `Pack` laid them so.
                 unsafe {
-                    let at = Rows {
-                        v: self.v.add(spot * self.v_spot),
-                        v_row: c,
-                        m: self.m.add(spot * self.m_spot + first * LANES),
-                        m_row: o,
-                    };
+                    let (v, m) = (self.v.add(spot * self.v_spot), self.m.add(spot * self.m_spot));
                     let u = self.conv.weights.as_ptr().add((spot * o + first * LANES) * c);
-                    multiply(s, rows, c, blocks, at, u);
+                    multiply(s, rows, (c / LANES, o / LANES), (first, panel), v, m, u);
                 }
             }
         }
@@ -326,12 +327,13 @@ impl Piece<'_> {
     fn output<S: Simd>(&self, s: S, from: usize, to: usize) {
         let points = Points::new(s);
         let Shape { height, width, .. } = self.y.shape();
-        let (row, o) = (self.y.shape().row(), self.conv.channels_out());
+        let (row, blocks) = (self.y.shape().row(), self.conv.channels_out() / LANES);
+        let rows = Rows::new(s, self.tiles.1 - self.tiles.0);
         let (d, floor) = (self.conv.geometry.dilation, self.stage.floor(s));
-        for t in self.tiles.0..self.tiles.1 {
-            let (image, y0, x0) = self.tile(t);
-            for block in from..to {
-                let spot = (t - self.tiles.0) * o + block * LANES;
+        for block in from..to {
+            for t in self.tiles.0..self.tiles.1 {
+                let (image, y0, x0) = self.tile(t);
+                let spot = rows.place(t - self.tiles.0, block, blocks);
                 let mut columns = [[s.zero(); 6]; 4];
                 for j in 0..6 {
                     let mut m_j = [s.zero(); 6];
@@ -539,5 +541,19 @@ mod tests {
             conv.run(&Team::alone(), x.map(shape, 0), y.map(shape, 0), stage, &scratch);
             assert!(y.map(shape, 0).get(0, 5, 1, 1).is_nan());
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "scratch memory holds a map")]
+    fn scratch_memory_with_a_map_in_it_is_refused() {
+        let shape = Shape::new(1, 16, 4, 4);
+        let geometry =
+            Geometry { c_in: 16, c_out: 16, kernel: 3, stride: 1, padding: 1, dilation: 1 };
+        let (weights, bias) = (vec![0.0; geometry.weights()], [0.0; 16]);
+        let conv = Winograd::new(Isa::Portable, geometry, &weights, &bias, shape, 1);
+        let x = Buffer::zeroed(shape.len());
+        let scratch = Buffer::zeroed(conv.scratch_len() + shape.len());
+        let y = scratch.map(shape, 0);
+        conv.run(&Team::alone(), x.map(shape, 0), y, Stage::default(), &scratch);
     }
 }
