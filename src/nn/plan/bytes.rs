@@ -23,19 +23,17 @@ use crate::ops::team::Team;
 
 /// A step that writes bytes or reads them.
 pub(super) enum Bytes {
-    Quantize {
-        from: Place,
-        scale: f32,
-        to: Place<u8>,
-    },
-    Conv {
-        conv: QuantizedConv,
-        from: Place<u8>,
-        residual: Option<Addend>,
-        /// At least one of the two.
-        bytes: Option<Place<u8>>,
-        floats: Option<Place>,
-    },
+    Quantize { from: Place, scale: f32, to: Place<u8> },
+    Conv(Box<ByteConv>),
+}
+
+pub(super) struct ByteConv {
+    pub conv: QuantizedConv,
+    pub from: Place<u8>,
+    pub residual: Option<Addend>,
+    /// Where the result goes: at least one of the two.
+    pub bytes: Option<Place<u8>>,
+    pub floats: Option<Place>,
 }
 
 /// What is added to sums of bytes.
@@ -56,7 +54,8 @@ impl Bytes {
             Self::Quantize { from, scale, to } => {
                 byte_map::quantize(team, isa, from.map(floats), *scale, to.map(bytes))
             }
-            Self::Conv { conv, from, residual, bytes: to_bytes, floats: to_floats } => {
+            Self::Conv(step) => {
+                let ByteConv { conv, from, residual, bytes: to_bytes, floats: to_floats } = &**step;
                 let residual = residual.as_ref().map(|addend| match addend {
                     Addend::Bytes(place, scale) => {
                         Residual::Bytes { map: place.map(bytes), scale: *scale }
@@ -81,14 +80,14 @@ impl Bytes {
     pub fn weight_bytes(&self) -> usize {
         match self {
             Self::Quantize { .. } => 0,
-            Self::Conv { conv, .. } => conv.bytes(),
+            Self::Conv(step) => step.conv.bytes(),
         }
     }
 
     pub fn word(&self) -> &'static str {
         match self {
             Self::Quantize { .. } => "quantize",
-            Self::Conv { .. } => "int8",
+            Self::Conv(_) => "int8",
         }
     }
 }

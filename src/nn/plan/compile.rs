@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::bytes::{Addend, Bytes, Forms};
+use super::bytes::{Addend, ByteConv, Bytes, Forms};
 use super::memory::{Layout, Place};
 use super::quantization::Quantization;
 use super::{Elementwise, Plan, Step, Work};
@@ -429,13 +429,13 @@ impl Compiler<'_> {
             Some(scale) => Addend::Bytes(self.byte_layout.place(other), scale),
             None => Addend::Floats(self.place(other)),
         });
-        let bytes = Bytes::Conv {
+        let bytes = Bytes::Conv(Box::new(ByteConv {
             conv: QuantizedConv::new(self.byte_isa, geometry, scales, weights),
             from: self.byte_layout.place(input),
             residual,
             bytes: to_bytes,
             floats: to_floats,
-        };
+        }));
         Ok(Step {
             name: conv.name.clone(),
             work: Work::Bytes(bytes),
