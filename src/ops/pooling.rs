@@ -111,30 +111,56 @@ impl PoolRow for MaxRow {
         let count_y = (2 * y + 2).min(height) - first_y;
         let from = x.place(image, block, first_y as isize, 0);
         let row_len = x.shape().row();
+        // The column right of a window's middle is left of the next one's.
+        let mut left = Column { max: s.splat(f32::NEG_INFINITY), sum: s.zero() };
         for i in 0..to.shape().width {
             let first_x = (2 * i).saturating_sub(1);
-            let count_x = (2 * i + 2).min(width) - first_x;
-            let mut max = s.splat(f32::NEG_INFINITY);
-            // The maximum forgets a NaN; the sum keeps it.
-            let mut sum = s.zero();
-            for dy in 0..count_y {
-                for dx in 0..count_x {
-                    // SAFETY: places inside the map: first + count ≤ H and W.
-                    let value = unsafe { s.load(from.add(dy * row_len + (first_x + dx) * LANES)) };
-                    max = s.max(max, value);
-                    sum = s.add(sum, value);
-                }
-            }
-            // SAFETY: W' places begin at `to_row`; no other thread has this row.
-            unsafe { s.store(to_row.add(i * LANES), max) };
-            if s.lt(sum, s.splat(f32::INFINITY)) != u16::MAX {
-                // SAFETY: as above.
-                unsafe {
+            let end_x = (2 * i + 2).min(width);
+            // SAFETY: columns inside the map; W' places begin at `to_row`, and no other thread has
+            // this row.
+            unsafe {
+                let middle = Column::of(s, from.add(2 * i * LANES), (count_y, row_len));
+                let right = if end_x == 2 * i + 2 {
+                    Column::of(s, from.add((2 * i + 1) * LANES), (count_y, row_len))
+                } else {
+                    middle
+                };
+                let max = s.max(s.max(left.max, middle.max), right.max);
+                let sum = s.add(s.add(left.sum, middle.sum), right.sum);
+                let to = to_row.add(i * LANES);
+                s.store(to, max);
+                if s.lt(sum, s.splat(f32::INFINITY)) != u16::MAX {
                     let window = from.add(first_x * LANES);
-                    keep_nan(window, (count_y, row_len), count_x, to_row.add(i * LANES));
+                    keep_nan(window, (count_y, row_len), end_x - first_x, to);
                 }
+                left = right;
             }
         }
+    }
+}
+
+/// What a window's column comes to. The maximum forgets a NaN; the sum keeps it.
+#[derive(Clone, Copy)]
+struct Column<F> {
+    max: F,
+    sum: F,
+}
+
+impl<F: Copy> Column<F> {
+    /// # Safety
+    /// `count` readable places from `top` on, `row_len` numbers apart.
+    #[inline(always)]
+    unsafe fn of<S: Simd<F = F>>(s: S, top: *const f32, (count, row_len): (usize, usize)) -> Self {
+        // SAFETY: as the caller promises; a window has a row at least.
+        let first = unsafe { s.load(top) };
+        let (mut max, mut sum) = (first, first);
+        for dy in 1..count {
+            // SAFETY: as the caller promises.
+            let value = unsafe { s.load(top.add(dy * row_len)) };
+            max = s.max(max, value);
+            sum = s.add(sum, value);
+        }
+        Self { max, sum }
     }
 }
 
