@@ -3,7 +3,7 @@
 //! those of the published checkpoints (`../shared/spec/destseg.md`).
 
 use super::aspp::aspp;
-use super::graph::{Conv, Graph, Resample, Value};
+use super::graph::{Conv, Distance, Graph, Resample, Value};
 use super::layers::{basic_block, conv_bn_relu};
 use super::resnet::{Depth, trunk};
 use crate::ops::interpolate::Align;
@@ -24,7 +24,8 @@ pub fn graph(height: usize, width: usize) -> Graph {
     let teacher = teacher(&mut g, xs);
     let student = student(&mut g, xs);
     let segmentation = segmentation(&mut g, teacher, student);
-    let distances = [0, 1, 2].map(|i| g.cosine_distance(teacher[i], student[i]));
+    let distances =
+        [0, 1, 2].map(|i| g.cosine_distance(teacher[i], student[i], Distance::OneMinusCosine));
     g.set_outputs([[segmentation].as_slice(), &distances].concat());
     g
 }

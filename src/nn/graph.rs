@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use rand::{Rng, RngExt};
 
 use super::weights::Weights;
+pub use crate::ops::cosine_map::Distance;
 use crate::ops::interpolate::Align;
 pub use crate::ops::texture::LevelRule;
 
@@ -136,8 +137,8 @@ pub enum Op {
     /// −n(a)·n(b), place by place and channel by channel, with n(F) = F/(√Σ_c F² + 10⁻¹²)
     /// (DeSTSeg, `../shared/spec/destseg.md`).
     CosineProduct,
-    /// 1 − Σ_c n(a)·n(b): [1, H, W]; 1 where a or b is zero.
-    CosineDistance,
+    /// How far a and b point apart, place by place: [1, H, W].
+    CosineDistance(Distance),
     /// |x − p*| with p* that of the prototypes `<name>` [P, C, H, W] whose squared L2 distance to
     /// the whole map is smallest, ties to the lowest index (PRN).
     PrototypeResidual {
@@ -338,9 +339,9 @@ impl Graph {
         self.push(Op::CosineProduct, &[a, b], self.dims(a))
     }
 
-    pub fn cosine_distance(&mut self, a: Value, b: Value) -> Value {
+    pub fn cosine_distance(&mut self, a: Value, b: Value, rule: Distance) -> Value {
         assert_eq!(self.dims(a), self.dims(b));
-        self.push(Op::CosineDistance, &[a, b], Dims { channels: 1, ..self.dims(a) })
+        self.push(Op::CosineDistance(rule), &[a, b], Dims { channels: 1, ..self.dims(a) })
     }
 
     pub fn prototype_residual(

@@ -3,7 +3,7 @@
 //! and student have torchvision's names under `teacher.` and `student.`.
 
 use super::cot::cot_block;
-use super::graph::{Conv, Graph, Value};
+use super::graph::{Conv, Distance, Graph, Value};
 use super::layers::{conv_bn_relu, join};
 use super::resnet::{self, Depth, trunk};
 
@@ -16,7 +16,7 @@ pub fn graph(height: usize, width: usize) -> Graph {
     let teacher = trunk(&mut g, xs, "teacher.", Depth::R18, LEVELS);
     let student = student(&mut g, xs, "student.");
     let pairs = teacher.into_iter().zip(student);
-    let distances = pairs.map(|(t, s)| g.cosine_distance(t, s)).collect();
+    let distances = pairs.map(|(t, s)| g.cosine_distance(t, s, Distance::HalfSquared)).collect();
     g.set_outputs(distances);
     g
 }

@@ -25,7 +25,7 @@ use super::weights::Weights;
 use crate::ops::affine::Affine;
 use crate::ops::byte_simd::ByteIsa;
 use crate::ops::conv::{Conv, Stage};
-use crate::ops::cosine_map::{self, Level};
+use crate::ops::cosine_map::{self, Distance, Level};
 use crate::ops::depthwise::Depthwise;
 use crate::ops::feature_map::{Buffer, ByteBuffer, FeatureMap, Shape};
 use crate::ops::patch_attention::{self, patch_attention};
@@ -78,7 +78,7 @@ enum Work {
     RegionMean { regions: usize },
     Upsample(Upsample),
     CosineProduct,
-    CosineDistance,
+    CosineDistance(Distance),
     PrototypeResidual(Prototypes),
     PatchAttention { patch: usize },
     WindowAttention,
@@ -238,9 +238,9 @@ impl Plan {
                 let [a, b] = self.arguments(step);
                 cosine_map::cosine_product(team, self.isa, a, b, to);
             }
-            Work::CosineDistance => {
+            Work::CosineDistance(rule) => {
                 let [a, b] = self.arguments(step);
-                cosine_map::cosine_distances(team, self.isa, &[Level { a, b, to }]);
+                cosine_map::cosine_distances(team, self.isa, *rule, &[Level { a, b, to }]);
             }
             Work::PrototypeResidual(prototypes) => {
                 prototypes.residual(team, self.isa, &map(&step.from[0]), scratch, &to);
@@ -407,7 +407,7 @@ impl Work {
             },
             Self::MaxPool | Self::AveragePool { .. } | Self::RegionMean { .. } => "pool",
             Self::Upsample(_) => "upsample",
-            Self::CosineProduct | Self::CosineDistance | Self::CosineToMean => "cosine",
+            Self::CosineProduct | Self::CosineDistance(_) | Self::CosineToMean => "cosine",
             Self::PrototypeResidual(_) => "residual",
             Self::PatchAttention { .. } | Self::WindowAttention | Self::LevelAttention => {
                 "attention"

@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops;
 
-use super::graph::{Conv, Graph, Node, Op, Resample};
+use super::graph::{Conv, Distance, Graph, Node, Op, Resample};
 use super::weights::Weights;
 use crate::ops::interpolate::bilinear_planes;
 
@@ -127,7 +127,12 @@ fn step(node: &Node, xs: &[&Tensor], parameters: &impl Parameters) -> Result<Ten
         (Op::Upsample(rule), [x]) => resample(x, to, *rule)?,
         (Op::Concat, parts) => Tensor::cat(parts, 1)?,
         (Op::CosineProduct, [a, b]) => (unit(a)? * unit(b)?)?.neg()?,
-        (Op::CosineDistance, [a, b]) => (1.0 - (unit(a)? * unit(b)?)?.sum_keepdim(1)?)?,
+        (Op::CosineDistance(Distance::OneMinusCosine), [a, b]) => {
+            (1.0 - (unit(a)? * unit(b)?)?.sum_keepdim(1)?)?
+        }
+        (Op::CosineDistance(Distance::HalfSquared), [a, b]) => {
+            ((unit(a)? - unit(b)?)?.sqr()?.sum_keepdim(1)? * 0.5)?
+        }
         (Op::PrototypeResidual { name, prototypes }, [x]) => {
             let (_, c, h, w) = x.dims4()?;
             let all = parameters.get(name, &[*prototypes, c, h, w])?.to_device(x.device())?;

@@ -1,6 +1,6 @@
 //! How alike two feature maps are, place by place: the cosine between the channel vectors of teacher
 //! and student. With n(F) = F/(√Σ_c F² + 10⁻¹²) (DeSTSeg, `../shared/spec/destseg.md`):
-//! the distance 1 − Σ_c n(a)·n(b), and the product −n(a)·n(b) channel by channel.
+//! the distance 1 − Σ_c n(a)·n(b) or ½‖n(a) − n(b)‖², and the product −n(a)·n(b) channel by channel.
 //! Letters: C channels, H × W places.
 
 use super::feature_map::{FeatureMap, Shape, Shared};
@@ -14,6 +14,15 @@ const LEAST: f32 = 1e-12;
 /// Places that are worked on together, so that the end of it is done in lanes.
 const TILE: usize = LANES;
 
+/// How far two directions are apart. The two differ only where a vector is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distance {
+    /// 1 − Σ_c n(a)·n(b), which is 1 for a zero vector (DeSTSeg).
+    OneMinusCosine,
+    /// ½‖n(a) − n(b)‖², which is ½ for one zero vector and 0 for two (STFPM, NTSNet).
+    HalfSquared,
+}
+
 /// Two maps [C, H, W] and where their distance goes, [1, H, W].
 #[derive(Clone, Copy)]
 pub struct Level<'a> {
@@ -22,11 +31,11 @@ pub struct Level<'a> {
     pub to: FeatureMap<'a>,
 }
 
-/// 1 − Σ_c n(a)·n(b) of each level, all of them in one piece of work.
+/// The distance of each level, all of them in one piece of work.
 ///
 /// # Panics
 /// If shapes do not fit, or a result overlaps any other map.
-pub fn cosine_distances(team: &Team, isa: Isa, levels: &[Level<'_>]) {
+pub fn cosine_distances(team: &Team, isa: Isa, distance: Distance, levels: &[Level<'_>]) {
     let (mut count, mut len) = (0, 0);
     for (i, Level { a, b, to }) in levels.iter().enumerate() {
         assert_eq!(to.shape(), Shape { channels: 1, ..a.shape() }, "a cosine distance");
@@ -52,7 +61,7 @@ pub fn cosine_distances(team: &Team, isa: Isa, levels: &[Level<'_>]) {
             let from = first.max(before) - before;
             let to = end.clamp(before, before + rows.count()) - before;
             if from < to {
-                isa.run(DistanceRows { level, rows, first: from, end: to });
+                isa.run(DistanceRows { distance, level, rows, first: from, end: to });
             }
             before += rows.count();
         }
@@ -99,12 +108,13 @@ struct Tile {
 }
 
 impl Tile {
-    /// Σ a·b and 1/((√Σa² + ε)(√Σb² + ε)) of its places, a lane each.
+    /// Σ a·b, 1/((√Σa² + ε)(√Σb² + ε)), and ½ for each of a, b that is not zero, of its places, a
+    /// lane each.
     ///
     /// # Safety
     /// The pointers are as described, with `count` places in each of `blocks` planes.
     #[inline(always)]
-    unsafe fn cosines<S: Simd>(self, s: S) -> (S::F, S::F) {
+    unsafe fn cosines<S: Simd>(self, s: S) -> (S::F, S::F, S::F) {
         let mut sums = [[0.0; TILE]; 3];
         let mut i = 0;
         // As many together as there are registers for.
@@ -125,7 +135,9 @@ impl Tile {
         let (norm_a, norm_b) =
             (s.add(s.sqrt(aa), s.splat(LEAST)), s.add(s.sqrt(bb), s.splat(LEAST)));
         // By the one norm before the other: a product of two small ones is no normal number.
-        (dots, s.div(s.div(s.splat(1.0), norm_a), norm_b))
+        let scales = s.div(s.div(s.splat(1.0), norm_a), norm_b);
+        let half = |squares: S::F| s.select(s.lt(s.zero(), squares), s.splat(0.5), s.zero());
+        (dots, scales, s.add(half(aa), half(bb)))
     }
 
     /// Σ a·b, Σ a² and Σ b² of places `i`..`i + N`; N.
@@ -176,6 +188,7 @@ impl Level<'_> {
 }
 
 struct DistanceRows<'a> {
+    distance: Distance,
     level: &'a Level<'a>,
     rows: Rows,
     first: usize,
@@ -195,8 +208,12 @@ impl Kernel for DistanceRows<'_> {
                 // SAFETY: the tile's places are in the row of both maps; the result's row has as
                 // many, and no other thread has it.
                 unsafe {
-                    let (dots, scales) = tile.cosines(s);
-                    let distances = s.to_array(s.neg_mul_add(dots, scales, s.splat(1.0)));
+                    let (dots, scales, halves) = tile.cosines(s);
+                    let most = match self.distance {
+                        Distance::OneMinusCosine => s.splat(1.0),
+                        Distance::HalfSquared => halves,
+                    };
+                    let distances = s.to_array(s.neg_mul_add(dots, scales, most));
                     for (i, distance) in distances.into_iter().enumerate().take(tile.count) {
                         s.store(to.add(i * LANES), s.zero());
                         *to.add(i * LANES) = distance;
@@ -296,7 +313,7 @@ mod tests {
                 b: maps[i].1.0.map(shapes[i], 0),
                 to: outs[i].map(single[i], 0),
             });
-            cosine_distances(team, isa, &levels);
+            cosine_distances(team, isa, Distance::OneMinusCosine, &levels);
             for (level, want) in levels.iter().zip(&wants) {
                 assert_holds(level.to, want, (1e-6, 1e-6), "distance");
             }
@@ -315,7 +332,7 @@ mod tests {
             a.set(0, 5, 0, 2, f32::NAN);
             let (out, product) = (used(single), used(shape));
             let to = out.map(single, 0);
-            cosine_distances(team, isa, &[Level { a, b, to }]);
+            cosine_distances(team, isa, Distance::OneMinusCosine, &[Level { a, b, to }]);
             cosine_product(team, isa, a, b, product.map(shape, 0));
             let got = to.read();
             assert!(got[0].abs() < 1e-6 && got[1] == 1.0 && got[2].is_nan(), "{got:?}");
@@ -326,7 +343,12 @@ mod tests {
     }
 
     /// Maps and distances of a file of vectors; names as the file has them.
-    fn check_vectors(name: &str, levels: usize, distance: &str, scale: f32, product: Option<&str>) {
+    fn check_vectors(
+        name: &str,
+        levels: usize,
+        (rule, distance): (Distance, &str),
+        product: Option<&str>,
+    ) {
         let Some(path) = shared(&format!("spec/vectors/{name}.json")) else { return };
         let file: serde_json::Value =
             serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
@@ -346,11 +368,10 @@ mod tests {
             a.write(&list(teacher));
             b.write(&list(student));
             let want: Vec<f32> = list(&file["expected"][format!("{distance}{level}")]);
-            let want: Vec<f32> = want.iter().map(|x| x * scale).collect();
             everywhere(|team, isa| {
                 let (out, out_product) = (used(single), used(shape));
                 let to = out.map(single, 0);
-                cosine_distances(team, isa, &[Level { a, b, to }]);
+                cosine_distances(team, isa, rule, &[Level { a, b, to }]);
                 // The file's own tolerance.
                 assert_holds(to, &want, (2e-5, 1e-4), name);
                 if let Some(product) = product {
@@ -365,8 +386,8 @@ mod tests {
 
     #[test]
     fn equal_the_vectors() {
-        check_vectors("destseg_features", 3, "D", 1.0, Some("X"));
-        check_vectors("ntsnet_loss_maps", 2, "M", 1.0, None);
+        check_vectors("destseg_features", 3, (Distance::OneMinusCosine, "D"), Some("X"));
+        check_vectors("ntsnet_loss_maps", 2, (Distance::HalfSquared, "M"), None);
     }
 
     #[test]
@@ -376,6 +397,7 @@ mod tests {
         let [a, b, to] = [(); 3].map(|()| Buffer::zeroed(shape.len()));
         let (a, b, to) = (a.map(shape, 0), b.map(shape, 0), to.map(shape, 0).channels(0, 1));
         let level = Level { a, b, to };
-        cosine_distances(&Team::alone(), Isa::Portable, &[level, level]);
+        let rule = Distance::OneMinusCosine;
+        cosine_distances(&Team::alone(), Isa::Portable, rule, &[level, level]);
     }
 }

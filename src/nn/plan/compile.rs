@@ -345,7 +345,7 @@ impl Compiler<'_> {
                 })
             }
             Op::CosineProduct => Work::CosineProduct,
-            Op::CosineDistance => Work::CosineDistance,
+            Op::CosineDistance(rule) => Work::CosineDistance(*rule),
             Op::PrototypeResidual { name, prototypes } => {
                 let graph::Dims { channels, height, width } = node.dims;
                 let values = self.tensor(name, &[*prototypes, channels, height, width])?;

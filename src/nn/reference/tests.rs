@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::nn::graph::{Dims, LevelRule, Value};
+use crate::nn::graph::{Dims, Distance, LevelRule, Value};
 use crate::nn::vectors::{Vector, flat};
 use crate::ops::interpolate::Align;
 
@@ -45,7 +45,10 @@ fn cosines_and_their_gradients_equal_the_vector() {
         let student = Var::from_tensor(&vector.input(&format!("student{level}"))).unwrap();
         let inputs = [teacher, student.as_tensor().clone()];
         let got = outputs(&inputs, |g, v| {
-            vec![g.cosine_product(v[0], v[1]), g.cosine_distance(v[0], v[1])]
+            vec![
+                g.cosine_product(v[0], v[1]),
+                g.cosine_distance(v[0], v[1], Distance::OneMinusCosine),
+            ]
         });
         vector.assert_close(&format!("X{level}"), &got[0].neg().unwrap());
         vector.assert_close(&format!("D{level}"), &got[1]);
@@ -62,12 +65,9 @@ fn distances_of_teacher_and_student_equal_the_vector() {
     let Some(vector) = Vector::open("ntsnet_loss_maps") else { return };
     for level in 1..=2 {
         let inputs = ["teacher", "student"].map(|net| vector.input(&format!("{net}{level}")));
-        // ½‖n(a) − n(b)‖² is ½ where one of the two is zero, 1 − n(a)·n(b) is 1
-        let least = inputs.each_ref().map(|xs| xs.abs().unwrap().sum_keepdim(1).unwrap());
-        let zero = least[0].minimum(&least[1]).unwrap().eq(0f32).unwrap();
-        let half = (zero.to_dtype(DType::F32).unwrap() * 0.5).unwrap();
-        let got = outputs(&inputs, |g, v| vec![g.cosine_distance(v[0], v[1])]);
-        vector.assert_close(&format!("M{level}"), &(&got[0] - half).unwrap());
+        let got =
+            outputs(&inputs, |g, v| vec![g.cosine_distance(v[0], v[1], Distance::HalfSquared)]);
+        vector.assert_close(&format!("M{level}"), &got[0]);
     }
 }
 
@@ -75,7 +75,8 @@ fn distances_of_teacher_and_student_equal_the_vector() {
 fn a_zero_vector_has_no_gradient_and_distance_one() {
     let xs = Var::zeros((1, 2, 1, 1), DType::F32, &Device::Cpu).unwrap();
     let inputs = [random([1, 2, 1, 1], 1), xs.as_tensor().clone()];
-    let got = outputs(&inputs, |g, v| vec![g.cosine_distance(v[0], v[1])]);
+    let got =
+        outputs(&inputs, |g, v| vec![g.cosine_distance(v[0], v[1], Distance::OneMinusCosine)]);
     assert_eq!(flat(&got[0]), [1.0]);
     let gradients = got[0].sum_all().unwrap().backward().unwrap();
     assert!(flat(gradients.get(&xs).unwrap()).iter().all(|x| x.is_finite()));
@@ -248,7 +249,8 @@ fn differentiable() -> Vec<Differentiable> {
         ("bilinear", |g, a, _| g.upsample(a, (16, 12), Resample::Bilinear(Align::HalfPixel))),
         ("concat", |g, a, b| g.concat(&[a, b])),
         ("cosine product", |g, a, b| g.cosine_product(a, b)),
-        ("cosine distance", |g, a, b| g.cosine_distance(a, b)),
+        ("cosine distance", |g, a, b| g.cosine_distance(a, b, Distance::OneMinusCosine)),
+        ("half squared distance", |g, a, b| g.cosine_distance(a, b, Distance::HalfSquared)),
         ("patch attention", |g, a, b| g.patch_attention(a, b, a, 4)),
         ("window attention", |g, a, b| {
             let all = g.concat(&[a, b, a, b, a, b, a, b, a]);
@@ -259,11 +261,11 @@ fn differentiable() -> Vec<Differentiable> {
             g.cosine_to_mean(a, means)
         }),
         ("level counts", |g, a, b| {
-            let cosines = g.cosine_distance(a, b);
+            let cosines = g.cosine_distance(a, b, Distance::OneMinusCosine);
             g.level_counts(cosines, 4, LevelRule::Reference)
         }),
         ("co-occurrence", |g, a, b| {
-            let cosines = g.cosine_distance(a, b);
+            let cosines = g.cosine_distance(a, b, Distance::OneMinusCosine);
             g.co_occurrence(cosines, 4, 2, LevelRule::Reference)
         }),
         ("level attention", |g, a, b| {
@@ -275,7 +277,7 @@ fn differentiable() -> Vec<Differentiable> {
             g.mean_regions(out)
         }),
         ("spread levels", |g, a, b| {
-            let cosines = g.cosine_distance(a, b);
+            let cosines = g.cosine_distance(a, b, Distance::OneMinusCosine);
             let d = g.region_mean(a, 1);
             let d = g.repeat_regions(d, 4);
             g.spread_levels(cosines, d, LevelRule::Reference)
