@@ -93,9 +93,13 @@ fn the_whole_way_of_a_picture_is_timed() {
     let bank = bank(folder.path());
     let net = ["--net", "patch_prototypes", "--threads", "1"];
     let undefined = ["gflops", "arena_mib", "weights_mib"];
+    let pictures = folder.path().join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    image::RgbImage::new(300, 200).save(pictures.join("dark.png")).unwrap();
+    let pictures = pictures.to_str().unwrap();
     for own in [
         &["--bank-size", "12", "--batch", "2"][..],
-        &["--bank", &bank, "--bank-size", "15", "--backbone", "resnet18"][..],
+        &["--bank", &bank, "--bank-size", "15", "--backbone", "resnet18", "--pictures", pictures],
     ] {
         let all = figures(folder.path(), &[&net[..], own].concat());
         assert_eq!(all.len(), 1);

@@ -6,10 +6,11 @@
 Both: ResNet18, levels 2 and 3, 256 × 256, a memory bank of N rows, 9 neighbours, one picture at a
 time. anomalib's network (timm's ResNet18, its own PyTorch code) runs in PyTorch and, exported to
 ONNX, in ONNX Runtime and OpenVINO; it starts from a tensor that is resized and normalised already,
-inspectd from 900 × 900 8-bit pixels. Random weights, or those of `--weights`. The bank's rows are
-those of `--bank` (search.py makes it), else random numbers in anomalib, which measures every row in
-any case, and features of rendered parts in inspectd, which measures those that it can't rule out.
-Ratios are to anomalib's best runtime.
+inspectd from 900 × 900 8-bit pixels, or those of `--pictures`. Random weights, or those of
+`--weights`. The bank's rows are those of `--bank` (search.py makes it), else random numbers in
+anomalib, which measures every row in any case, and features of rendered parts in inspectd, which
+measures those that it can't rule out; pictures and bank should go together. Ratios are to anomalib's
+best runtime.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parts = parser.add_subparsers(required=True)
     race = parts.add_parser("run", parents=[model], help="interleaved run and ratio table")
     race.add_argument("--inspectd", type=Path, help="the program; without it, anomalib only")
+    race.add_argument("--pictures", type=Path, help="folder of pictures for inspectd to inspect")
     race.add_argument("--precision", nargs="+", choices=("f32", "int8"), default=["f32"])
     race.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     race.add_argument("--rounds", type=int, default=3)
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
             network = f"resnet18:{args.weights}" if args.weights else "resnet18"
             options = {"bank_size": args.bank_size, "backbone": network, "batch": 1}
             options |= {"bank": args.bank} if args.bank else {}
+            options |= {"pictures": args.pictures} if args.pictures else {}
             contestants = [
                 compare.inspectd(
                     args.inspectd,

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::Samples;
 use super::samples::milliseconds;
 
-/// Steps of a decade, the first of microseconds, in tenths: each about half as much again as the one before.
+/// Steps of a decade, the first of microseconds, in tenths: each about half as much again as the one
+/// before.
 const STEPS: [u64; 6] = [10, 15, 20, 30, 50, 70];
 
 /// Width of the longest bar.

@@ -1,5 +1,6 @@
 //! The whole way of a picture through `patch_prototypes`: from 8-bit pixels in memory to score and
-//! map. Rendered parts stand in for a camera's; nothing is decoded.
+//! map. Rendered parts stand in for a camera's where no pictures are named; nothing is decoded while
+//! it is timed.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use rayon::prelude::*;
 
 use super::nets::SIDE;
 use super::search;
-use crate::camera::pattern;
+use crate::camera::{self, pattern};
 use crate::detector::input::Input;
 use crate::detector::patch_prototypes::{self, LEVELS, PatchFeatures, PatchPrototypes};
 use crate::frame::Image;
@@ -26,8 +27,8 @@ pub const USUAL_BANK: usize = 3000;
 /// (MVTec AD: 700 to 1024).
 pub const CAMERA_PX: u32 = 900;
 
-/// Different pictures, taken in turn.
-const PICTURES: u64 = 4;
+/// Different pictures at most, taken in turn.
+const PICTURES: usize = 4;
 
 /// Seeds of the parts that make the bank, and of those that are inspected.
 const BANK_SEED: u64 = 1;
@@ -48,11 +49,18 @@ pub fn pictures() -> Vec<Image> {
     rendered(LINE_SEED, 0.1, PICTURES)
 }
 
+/// The first pictures of a folder.
+pub fn pictures_of(folder: &Path) -> Result<Vec<Image>> {
+    let names = camera::folder::list(folder, false)?;
+    let read = |name| camera::folder::read(&folder.join(name), 16);
+    names.into_iter().take(PICTURES).map(read).collect()
+}
+
 /// A memory bank [N, D] of `count` prototypes: a coreset of the patches of rendered good parts, of
 /// which there are at least twice as many.
 pub fn bank(features: &mut PatchFeatures, count: usize, rng: &mut impl Rng) -> Result<Vec<f32>> {
     let (rows, columns) = features.grid();
-    let parts = (2 * count).div_ceil(rows * columns).max(2) as u64;
+    let parts = (2 * count).div_ceil(rows * columns).max(2);
     let parts = rendered(BANK_SEED, 0.0, parts);
     let patches = features.extract(&parts.iter().collect::<Vec<_>>())?;
     let dims = features.dims();
@@ -87,9 +95,9 @@ pub fn detector(features: PatchFeatures, bank: Vec<f32>) -> Result<PatchPrototyp
     PatchPrototypes::new(features, bank)
 }
 
-fn rendered(seed: u64, defect_rate: f64, parts: u64) -> Vec<Image> {
+fn rendered(seed: u64, defect_rate: f64, parts: usize) -> Vec<Image> {
     let (width, height) = (CAMERA_PX, CAMERA_PX);
     let config = pattern::Config { width, height, seed, defect_rate, ..Default::default() };
-    let render = |part| Image::Rgb(pattern::render(&config, part).0);
+    let render = |part| Image::Rgb(pattern::render(&config, part as u64).0);
     (0..parts).into_par_iter().map(render).collect()
 }

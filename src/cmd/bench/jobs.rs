@@ -36,6 +36,9 @@ pub struct Options {
     /// resnet18:FILE
     #[arg(long, default_value = "compact")]
     backbone: String,
+    /// For patch_prototypes: a folder of pictures to inspect; rendered parts where none is named
+    #[arg(long)]
+    pictures: Option<PathBuf>,
     /// For line: parts per second
     #[arg(long, default_value_t = 100.0)]
     rate_hz: f64,
@@ -128,7 +131,7 @@ impl Bench<'_> {
     }
 
     fn patch_prototypes(&self, team: &Arc<Team>, peak: f64) -> Result<Vec<Figures>> {
-        let Options { bank, bank_size, backbone, .. } = &self.args.jobs;
+        let Options { bank, bank_size, backbone, pictures, .. } = &self.args.jobs;
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let engine = Engine { isa: self.isa, team: team.clone() };
         let mut features = patches::features(&patches::backbone(backbone, &mut rng)?, &engine)?;
@@ -141,7 +144,10 @@ impl Bench<'_> {
         };
         let count = bank.len() / features.dims();
         let mut detector = patches::detector(features, bank)?;
-        let pictures = patches::pictures();
+        let pictures = match pictures {
+            Some(folder) => patches::pictures_of(folder)?,
+            None => patches::pictures(),
+        };
         let mut all = Vec::new();
         for &batch in &self.args.batch {
             let mut turn = pictures.iter().cycle();
@@ -150,8 +156,9 @@ impl Bench<'_> {
                 detector.detect(&images).map(drop)
             })?;
             let figures = self.figures("patch_prototypes", (batch, team.threads()), &samples, peak);
-            let side = patches::CAMERA_PX;
-            let what = format!("{backbone}, {count} prototypes, {batch} of {side} × {side} pixels");
+            let (width, height) = (pictures[0].width(), pictures[0].height());
+            let what =
+                format!("{backbone}, {count} prototypes, {batch} of {width} × {height} pixels");
             say(&figures, &what);
             all.push(figures);
         }
