@@ -7,7 +7,7 @@
 //! [`verdict`] decides, [`tracker`] keeps the deadlines, [`output`] tells the PLC, [`ledger`]
 //! records, [`archive`] keeps evidence as [`picture`] draws it, [`journal`] writes the log and
 //! [`telemetry`] counts. The workshop ([`teach`], [`calibrate`], [`dataset`], [`metrics`],
-//! [`mod@eval`], [`bench`]) makes and judges models; nothing above it uses it.
+//! [`mod@eval`], [`mod@bench`]) makes and judges models; nothing above it uses it.
 
 pub mod archive;
 pub mod camera;

@@ -348,7 +348,7 @@ impl PatchPrototypes {
     }
 }
 
-/// w of eq. 7 for a patch [D] and its nearest prototype; `neighbours` [N, b].
+/// w of eq. 7 for a patch `[D]` and its nearest prototype; `neighbours` `[N, b]`.
 fn weight(bank: &PrototypeBank, neighbours: &[u32], patch: &[f32], nearest: Nearest) -> f32 {
     let distance = nearest.distance2.sqrt();
     let first = nearest.index as usize * NEIGHBOURS;

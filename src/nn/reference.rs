@@ -298,8 +298,8 @@ fn window_attention(logits: &Tensor, values: &Tensor) -> Result<Tensor> {
     Ok(sum.reshape((b, c, h, w))?)
 }
 
-/// `xs` [B, C, H, W], `means` [B, C, S, S] → [B, 1, H, W]. [`unit`] and a norm of at least 10⁻¹² are
-/// one in f32, but for norms below 10⁻⁵.
+/// `xs` [B, C, H, W], `means` [B, C, S, S] → [B, 1, H, W]. [`fn@unit`] and a norm of at least 10⁻¹²
+/// are one in f32, but for norms below 10⁻⁵.
 fn cosine_to_mean(xs: &Tensor, means: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = xs.dims4()?;
     let regions = means.dim(2)?;

@@ -15,7 +15,7 @@ pub struct Affine {
 }
 
 impl Affine {
-    /// `scale` and `shift` [C].
+    /// `scale` and `shift` `[C]`.
     pub fn new(isa: Isa, scale: &[f32], shift: &[f32]) -> Self {
         let channels = scale.len();
         Self { isa, scale: pack_bias(scale, channels), shift: pack_bias(shift, channels), channels }

@@ -77,10 +77,10 @@ const FLOPS_A_BYTE: f64 = 10.0;
 const TRANSFORMS: f64 = 1.35;
 
 impl Conv {
-    /// `weights` [O, C, K, K] and `bias` [O] for inputs of `input`'s shape.
+    /// `weights` `[O, C, K, K]` and `bias` `[O]` for inputs of `input`'s shape.
     ///
     /// Winograd's F(4×4, 3×3) does a quarter of the multiplications and reads four times the weights
-    /// (36 numbers for 9). Both are turned into time by [`FLOPS_A_BYTE`], and the smaller sum wins:
+    /// (36 numbers for 9). Both are turned into time by `FLOPS_A_BYTE`, and the smaller sum wins:
     /// with 512 channels at 8 × 8 a picture has 4 tiles, for which 38 MB of weights would be read,
     /// and the direct kernel is chosen; with a batch of 8 it is Winograd again.
     pub fn new(
@@ -171,7 +171,7 @@ pub(super) fn check(
     }
 }
 
-/// `bias` [O] in whole blocks, zeros behind.
+/// `bias` `[O]` in whole blocks, zeros behind.
 pub(super) fn pack_bias(bias: &[f32], c_out: usize) -> Frozen {
     assert_eq!(bias.len(), c_out, "a bias for each channel");
     let mut packed = Buffer::zeroed(c_out.div_ceil(LANES) * LANES);

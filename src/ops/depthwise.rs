@@ -40,12 +40,12 @@ impl Window {
 pub struct Depthwise {
     window: Window,
     channels: usize,
-    /// [⌈C/16⌉][1 + K·K][16]: the bias, then the filter.
+    /// `[⌈C/16⌉][1 + K·K][16]`: the bias, then the filter.
     packed: Buffer,
 }
 
 impl Depthwise {
-    /// `weight` [C, 1, K, K] and `bias` [C].
+    /// `weight` `[C, 1, K, K]` and `bias` `[C]`.
     ///
     /// # Panics
     /// If the lengths do not fit, or kernel or stride are 0.

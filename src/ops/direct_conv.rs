@@ -31,7 +31,7 @@ pub struct DirectConv {
 }
 
 impl DirectConv {
-    /// `weights` [O, C, K, K], `bias` [O].
+    /// `weights` `[O, C, K, K]`, `bias` `[O]`.
     pub fn new(isa: Isa, geometry: Geometry, weights: &[f32], bias: &[f32], input: Shape) -> Self {
         assert_eq!(weights.len(), geometry.weights(), "{geometry:?}");
         assert!(geometry.stride > 0 && geometry.dilation > 0 && geometry.kernel > 0);

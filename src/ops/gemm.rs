@@ -8,8 +8,9 @@ pub(super) fn panels(blocks: usize, panel: usize) -> impl Iterator<Item = (usize
     (0..blocks).step_by(panel).map(move |first| (first, panel.min(blocks - first)))
 }
 
-/// How the rows of a matrix [T, 16·K] lie: in pieces of as many rows as are multiplied at once, each
-/// [K][rows of a piece][16], so that a multiplication reads one run of memory from end to end.
+/// How the rows of a matrix `[T, 16·K]` lie: in pieces of as many rows as are multiplied at once,
+/// each `[K][rows of a piece][16]`, so that a multiplication reads one run of memory from end to
+/// end.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
     pub count: usize,

@@ -159,7 +159,7 @@ impl PrototypeBank {
         Ok(out)
     }
 
-    /// As [`PrototypeBank::nearest`], into `out` [Q], without allocation where `scratch` has seen
+    /// As [`PrototypeBank::nearest`], into `out` `[Q]`, without allocation where `scratch` has seen
     /// this bank and a team as large.
     ///
     /// # Panics

@@ -52,7 +52,7 @@ pub struct PixelsIn {
     std: [f32; 3],
     columns: Weights,
     rows: Weights,
-    /// What the first pass makes, [source rows, rounded up to 16][S][W rounded up to 16].
+    /// What the first pass makes, `[source rows, rounded up to 16][S][W rounded up to 16]`.
     narrowed: Vec<u8>,
     /// For each thread, 16 rows of the source turned, then 16 rows of the first pass unturned.
     turned: Vec<[u8; LANES]>,

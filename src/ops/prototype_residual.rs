@@ -118,9 +118,10 @@ struct Distances<'a> {
     prototype: *const f32,
     p: usize,
     count: usize,
-    /// [B], the bits of the smallest distance found so far: those of numbers ≥ 0 are in their order.
+    /// `[B]`, the bits of the smallest distance found so far: those of numbers ≥ 0 are in their
+    /// order.
     best: *mut u64,
-    /// [B, P]
+    /// `[B, P]`
     distances: *mut f64,
 }
 

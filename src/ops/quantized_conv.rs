@@ -12,9 +12,9 @@
 //!
 //! Letters: B pictures, C channels in, O channels out, K kernel width, H × W places.
 //!
-//! Weights lie as [panel][K][K][⌈C/4⌉][blocks of the panel][16 outputs][4 channels]: a panel is the
-//! blocks whose sums the registers hold at once, for some places of a row, and is read in order. A
-//! piece of work is some rows of one panel, which stays in the thread's cache.
+//! Weights lie as `[panel][K][K][⌈C/4⌉][blocks of the panel][16 outputs][4 channels]`: a panel is
+//! the blocks whose sums the registers hold at once, for some places of a row, and is read in
+//! order. A piece of work is some rows of one panel, which stays in the thread's cache.
 
 mod kernel;
 
@@ -99,12 +99,12 @@ pub struct QuantizedConv {
     geometry: Geometry,
     scales: Scales,
     weights: Memory<i8>,
-    /// s_x · s_o / s_y, then b_o / s_y: [2][⌈O/16⌉·16].
+    /// s_x · s_o / s_y, then b_o / s_y: `[2][⌈O/16⌉·16]`.
     affine: Buffer,
 }
 
 impl QuantizedConv {
-    /// Quantises and packs `weights` [O, C, K, K] and `bias` [O].
+    /// Quantises and packs `weights` `[O, C, K, K]` and `bias` `[O]`.
     ///
     /// # Panics
     /// If the slices are not of those lengths or hold what is not finite, a scale is not above zero,

@@ -70,7 +70,7 @@ pub struct StemConv {
 }
 
 impl StemConv {
-    /// `weights` [O, 3, K, K], `bias` [O]. With `pool`, a 3×3 maximum of stride 2 and padding 1
+    /// `weights` `[O, 3, K, K]`, `bias` `[O]`. With `pool`, a 3×3 maximum of stride 2 and padding 1
     /// follows, and `relu` must be set (so that zero is as good as −∞ outside).
     #[expect(clippy::too_many_arguments, reason = "each is one fact of the network's first layer")]
     pub fn new(

@@ -54,7 +54,7 @@ pub struct Winograd {
 }
 
 impl Winograd {
-    /// `weights` [O, C, 3, 3], `bias` [O].
+    /// `weights` `[O, C, 3, 3]`, `bias` `[O]`.
     ///
     /// # Panics
     /// If the geometry is not 3×3, stride 1, padded to keep the size.

@@ -95,7 +95,7 @@ impl Points {
         self.centres.extend(rows.iter().map(|row| row.0[index % LANES]));
     }
 
-    /// The centre added last, [E] in the order of storage.
+    /// The centre added last, `[E]` in the order of storage.
     pub fn newest_centre(&self) -> &[f32] {
         &self.centres[self.centres.len() - self.dim..]
     }
@@ -184,7 +184,7 @@ impl Near {
         self.indices.push(index);
     }
 
-    /// Takes a new centre [E], in the order of storage, into account.
+    /// Takes a new centre `[E]`, in the order of storage, into account.
     pub fn measure(&mut self, centre: &[f32]) {
         let Self { isa, dim, rows, bounds, .. } = self;
         isa.run(Measure { bounds, rows, centre, dim: *dim });
@@ -257,7 +257,7 @@ impl Kernel for Measure<'_> {
     }
 }
 
-/// Squared distances of a block's points, `rows` [E], to `centre` [E].
+/// Squared distances of a block's points, `rows` `[E]`, to `centre` `[E]`.
 #[inline(always)]
 fn distances2<S: Simd>(s: S, rows: &[Row], centre: &[f32]) -> S::F {
     /// Sums that are made at the same time, as each addition waits for the one before.

@@ -72,7 +72,7 @@ pub(super) struct Bytes {
     dot: Dot8,
     /// K/4.
     steps: usize,
-    /// [⌈N/W⌉][K/4][W]: four codes a number, the first in the lowest byte.
+    /// `[⌈N/W⌉][K/4][W]`: four codes a number, the first in the lowest byte.
     packed: Vec<i32>,
     lanes: Vec<Lanes>, // [⌈N/W⌉]
     largest_norm: f64,
@@ -102,7 +102,7 @@ pub(super) struct Code {
     pub error: f64,
 }
 
-/// Writes the code of `x` [K] to `bytes` [K].
+/// Writes the code of `x` `[K]` to `bytes` `[K]`.
 pub(super) fn encode(x: &[f32], bytes: &mut [i8]) -> Code {
     let largest = x.iter().fold(0f32, |largest, x| largest.max(x.abs()));
     // Of numbers too small to divide by, none is kept.
@@ -122,8 +122,8 @@ pub(super) fn encode(x: &[f32], bytes: &mut [i8]) -> Code {
 }
 
 impl Bytes {
-    /// Packs the sketches `rows` [N, K], each off by `errors` [N] already. K is a multiple of 4 and
-    /// at most [`MOST_DIMS`].
+    /// Packs the sketches `rows` `[N, K]`, each off by `errors` `[N]` already. K is a multiple of 4
+    /// and at most [`MOST_DIMS`].
     pub fn new(rows: &[f32], dims: usize, errors: &[f64], dot: Dot8) -> Self {
         assert!(dims.is_multiple_of(4) && dims <= MOST_DIMS && rows.len() == errors.len() * dims);
         assert!(dot.is_here(), "{dot:?} is not on this machine");
@@ -182,7 +182,7 @@ impl Bytes {
         (self.largest_norm, self.largest_error)
     }
 
-    /// Puts the bytes of vector `i`, `code` [K], where they stand in `vectors` [·/R][K/4][R].
+    /// Puts the bytes of vector `i`, `code` `[K]`, where they stand in `vectors` `[·/R][K/4][R]`.
     pub fn place(&self, i: usize, code: &[i8], vectors: &mut [i32]) {
         let at_once = self.vectors();
         let group = &mut vectors[i / at_once * at_once * self.steps..][..at_once * self.steps];
@@ -192,8 +192,8 @@ impl Bytes {
         }
     }
 
-    /// Looks through `panels` until one has values that are not above `bars` [R], and leaves the
-    /// values there in `values`. `vectors` [K/4][R]: four bytes a number.
+    /// Looks through `panels` until one has values that are not above `bars` `[R]`, and leaves the
+    /// values there in `values`. `vectors` `[K/4][R]`: four bytes a number.
     pub fn scan(
         &self,
         panels: Range<usize>,
@@ -271,8 +271,8 @@ mod x86 {
          $int:ty, $load:ident, $spread:ident, $dot:ident, $float:ident, $loadf:ident,
          $spreadf:ident, $mul:ident, $neg_mul_add:ident, $storef:ident, $all_above:expr) => {
             /// # Safety
-            /// The machine has the features; `panels` are in `bytes`, `vectors` is [K/4][R] and
-            /// `bars` [R].
+            /// The machine has the features; `panels` are in `bytes`, `vectors` is `[K/4][R]` and
+            /// `bars` `[R]`.
             #[target_feature(enable = $features)]
             pub unsafe fn $name(
                 bytes: &Bytes,

@@ -30,7 +30,7 @@ pub(super) struct Coded {
 /// Where queries become codes.
 #[derive(Debug)]
 pub(super) struct Table {
-    /// [slots/R][dims][R], by what is scanned.
+    /// `[slots/R][dims][R]`, by what is scanned.
     vectors: Vec<f32>,
     bytes: Vec<i32>,
     sketch: Option<sketch::Desk>,
@@ -108,8 +108,8 @@ impl Coded {
 }
 
 impl Codes {
-    /// Of `rows` [N, D] with |p|² in `norms2` [N]; bytes only where there is a `dot` product for
-    /// them.
+    /// Of `rows` `[N, D]` with |p|² in `norms2` `[N]`; bytes only where there is a `dot` product
+    /// for them.
     pub fn new(
         scan: Scan,
         rows: &[f32],
@@ -267,7 +267,7 @@ impl Codes {
     }
 
     /// Looks through `panels` for the R queries of `table` from `first` on, until one has values not
-    /// above `bars` [R], and leaves the values there in `values`.
+    /// above `bars` `[R]`, and leaves the values there in `values`.
     pub fn scan(
         &self,
         panels: Range<usize>,
@@ -290,7 +290,7 @@ impl Codes {
     }
 }
 
-/// Puts `x` [dims] where vector `i` stands in [·/R][dims][R], R = `at_once`.
+/// Puts `x` `[dims]` where vector `i` stands in `[·/R][dims][R]`, R = `at_once`.
 fn place(vectors: &mut [f32], i: usize, at_once: usize, x: &[f32]) {
     let group = &mut vectors[i / at_once * at_once * x.len()..][..at_once * x.len()];
     let places = group[i % at_once..].iter_mut().step_by(at_once);

@@ -74,7 +74,7 @@ pub(super) struct Panels {
 unsafe impl Sync for Panels {}
 
 impl Panels {
-    /// Packs `rows` [N, D] and `halves` [N], ½|p|² of each.
+    /// Packs `rows` `[N, D]` and `halves` `[N]`, ½|p|² of each.
     pub fn new(rows: &[f32], dim: usize, mut halves: Vec<f32>, isa: Isa) -> Self {
         let grain = Grain::of(isa);
         let width = grain.width;
@@ -110,14 +110,14 @@ impl Panels {
         self.grain.width * self.dim * size_of::<f32>()
     }
 
-    /// Products of `vectors` [D][R] with all rows → `out` [R][⌈N/W⌉ · W].
+    /// Products of `vectors` `[D][R]` with all rows → `out` `[R][⌈N/W⌉ · W]`.
     pub fn multiply(&self, vectors: &[f32], out: &mut [f32]) {
         assert_eq!(out.len(), self.grain.vectors * self.halves.len());
         self.check(0..self.count, vectors);
         self.isa.run(Multiply { panels: self, vectors, out });
     }
 
-    /// Looks through `panels` until one has values ½|p|² − q·p that are not above `bars` [R], and
+    /// Looks through `panels` until one has values ½|p|² − q·p that are not above `bars` `[R]`, and
     /// leaves the values there in `values`.
     pub fn scan(
         &self,

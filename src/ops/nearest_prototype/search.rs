@@ -251,7 +251,7 @@ struct One<'a> {
 }
 
 impl One<'_> {
-    /// Notes the prototypes from `first` on whose values are not above the limit. `best` [k]: the
+    /// Notes the prototypes from `first` on whose values are not above the limit. `best` `[k]`: the
     /// nearest so far.
     fn offer(&mut self, first: usize, values: &[f32], best: &mut [Nearest]) {
         let lanes = values.len().min(self.bank.len() - first);

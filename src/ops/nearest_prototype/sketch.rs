@@ -99,8 +99,8 @@ impl Sketch {
         }
     }
 
-    /// Sketches of `xs`, at most R vectors [D], → `out` [R][`stride`] with `stride` ≥ K, of which
-    /// the first K are written, and `drawn` [R].
+    /// Sketches of `xs`, at most R vectors `[D]`, → `out` `[R][stride]` with `stride` ≥ K, of which
+    /// the first K are written, and `drawn` `[R]`.
     pub fn draw<'a>(
         &self,
         xs: impl Iterator<Item = &'a [f32]>,

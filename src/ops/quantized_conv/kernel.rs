@@ -29,7 +29,7 @@ pub(super) struct Job<'a> {
     pub floats: Option<FeatureMap<'a>>,
 }
 
-/// Rows `from`..`to` of [B][panels][H'].
+/// Rows `from`..`to` of `[B][panels][H']`.
 pub(super) struct Rows<'a> {
     pub job: Job<'a>,
     pub from: usize,
