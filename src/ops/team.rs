@@ -4,11 +4,15 @@
 //! microseconds, and then sleep until they are called. A team does one piece of work at a time: two
 //! detectors that share a team take turns, and a machine is never asked for more threads than the
 //! team has. Nothing is allocated when work is handed out.
+//!
+//! Work is offered, not ordered: pieces go to whoever is free ([`Team::chunks`]), and when none is
+//! left the caller closes the round to workers that have not come yet. So a worker that the system
+//! has put aside for another program costs its help and not its time slice.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, ensure};
@@ -35,17 +39,28 @@ pub struct Team {
 struct Shared {
     /// Counts the pieces of work handed out; a change is the call.
     round: AtomicUsize,
-    /// The work of this round: a `&Work` that lives until all have reported.
+    /// The work of this round: a `&Work` that lives until no worker's state is [`TAKEN`].
     work: AtomicPtr<Work<'static>>,
-    /// Workers that have not reported yet.
-    at_work: AtomicUsize,
     /// Someone has the team.
     taken: AtomicBool,
     panicked: AtomicBool,
     stop: AtomicBool,
-    /// One a worker: it is asleep, or about to be.
-    asleep: Vec<AtomicBool>,
+    workers: Vec<Worker>,
 }
+
+struct Worker {
+    /// [`IDLE`], [`OFFERED`] or [`TAKEN`]: whether this round's work is its to do.
+    state: AtomicU8,
+    /// It is asleep, or about to be.
+    asleep: AtomicBool,
+}
+
+/// The round is over for this worker: it has done its part, or came too late.
+const IDLE: u8 = 0;
+/// It may begin.
+const OFFERED: u8 = 1;
+/// It has begun: the caller must wait for it.
+const TAKEN: u8 = 2;
 
 thread_local! {
     /// Whose work this thread is doing.
@@ -69,11 +84,12 @@ impl Team {
         let shared = Arc::new(Shared {
             round: AtomicUsize::new(0),
             work: AtomicPtr::new(std::ptr::null_mut()),
-            at_work: AtomicUsize::new(0),
             taken: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
+            workers: (1..threads)
+                .map(|_| Worker { state: AtomicU8::new(IDLE), asleep: AtomicBool::new(false) })
+                .collect(),
         });
         let mut workers = Vec::with_capacity(threads - 1);
         for i in 1..threads {
@@ -106,6 +122,11 @@ impl Team {
     /// If one of them does, once all are done; or if it is called by the work of a team of several
     /// on the same team, which would wait for itself.
     pub fn run(&self, work: &(dyn Fn(usize) + Sync)) {
+        self.together(work, true);
+    }
+
+    /// `all`: wait for workers that have not begun, instead of doing without them.
+    fn together(&self, work: &(dyn Fn(usize) + Sync), all: bool) {
         if self.threads == 1 {
             return work(0);
         }
@@ -117,21 +138,31 @@ impl Team {
             wait(&mut looks);
         }
         let work = Work(work);
-        shared.at_work.store(self.threads - 1, Ordering::Relaxed);
         let pointer: *const Work<'_> = &raw const work;
         shared.work.store(pointer.cast_mut().cast(), Ordering::Relaxed);
+        for worker in &shared.workers {
+            // Whoever sees the offer sees the work too.
+            worker.state.store(OFFERED, Ordering::Release);
+        }
         shared.round.fetch_add(1, Ordering::SeqCst);
-        for (worker, asleep) in self.workers.iter().zip(&shared.asleep) {
-            if asleep.load(Ordering::SeqCst) {
-                worker.thread().unpark();
+        for (handle, worker) in self.workers.iter().zip(&shared.workers) {
+            if worker.asleep.load(Ordering::SeqCst) {
+                handle.thread().unpark();
             }
         }
         AT_WORK_FOR.set(shared);
         let own = catch_unwind(AssertUnwindSafe(|| work.0(0)));
         AT_WORK_FOR.set(before);
-        let mut looks = 0;
-        while shared.at_work.load(Ordering::Acquire) > 0 {
-            wait(&mut looks);
+        for worker in &shared.workers {
+            let closed = !all
+                && worker
+                    .state
+                    .compare_exchange(OFFERED, IDLE, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok();
+            let mut looks = 0;
+            while !closed && worker.state.load(Ordering::Acquire) != IDLE {
+                wait(&mut looks);
+            }
         }
         let panicked = shared.panicked.swap(false, Ordering::Relaxed);
         shared.taken.store(false, Ordering::Release);
@@ -145,14 +176,14 @@ impl Team {
     /// `work(thread, from, to)` for each.
     pub fn chunks(&self, total: usize, chunk: usize, work: impl Fn(usize, usize, usize) + Sync) {
         let chunk = chunk.max(1);
-        if self.threads == 1 {
+        if self.threads == 1 || total <= chunk {
             for from in (0..total).step_by(chunk) {
                 work(0, from, (from + chunk).min(total));
             }
             return;
         }
         let next = AtomicUsize::new(0);
-        self.run(&|thread| {
+        let help = |thread| {
             loop {
                 let from = next.fetch_add(chunk, Ordering::Relaxed);
                 if from >= total {
@@ -160,7 +191,8 @@ impl Team {
                 }
                 work(thread, from, (from + chunk).min(total));
             }
-        });
+        };
+        self.together(&help, false);
     }
 }
 
@@ -179,7 +211,7 @@ impl Shared {
     fn serve(&self, thread: usize) {
         AT_WORK_FOR.set(self);
         let mut seen = 0;
-        let asleep = &self.asleep[thread - 1];
+        let Worker { state, asleep } = &self.workers[thread - 1];
         loop {
             let mut looks = 0;
             while self.round.load(Ordering::SeqCst) == seen {
@@ -198,15 +230,20 @@ impl Shared {
                 }
                 asleep.store(false, Ordering::SeqCst);
             }
-            seen = seen.wrapping_add(1);
-            // SAFETY: the caller keeps the work alive until `at_work` is zero, which it can't be
-            // before we say so below. The round was read after it was raised, the pointer was stored
-            // before.
+            seen = self.round.load(Ordering::SeqCst);
+            // Closed already, or done: this offer was taken before the round was seen.
+            let taken =
+                state.compare_exchange(OFFERED, TAKEN, Ordering::Acquire, Ordering::Relaxed);
+            if taken.is_err() {
+                continue;
+            }
+            // SAFETY: the caller keeps the work alive until we are not at it any more, which we say
+            // below; it stored the pointer before the offer that we have taken.
             let work = unsafe { &*self.work.load(Ordering::Relaxed) };
             if catch_unwind(AssertUnwindSafe(|| work.0(thread))).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            self.at_work.fetch_sub(1, Ordering::Release);
+            state.store(IDLE, Ordering::Release);
         }
     }
 }

@@ -168,15 +168,21 @@ impl Winograd {
             }
         };
         if self.together(self.threads) {
-            let share = |thread: usize, of: usize| {
-                (of * thread / self.threads, of * (thread + 1) / self.threads)
+            // Two shares a thread, so that one that is held up leaves the other its second.
+            let shares = 2 * self.threads;
+            let share = |i: usize, of: usize| (of * i / shares, of * (i + 1) / shares);
+            let each = |part: &(dyn Fn(usize) -> Part + Sync)| {
+                team.chunks(shares, 1, |_, from, to| {
+                    for i in from..to {
+                        self.isa.run(Work { piece: piece(0, (0, all)), part: part(i) });
+                    }
+                });
             };
-            let whole = |part: Part| Work { piece: piece(0, (0, all)), part };
-            // SAFETY (of the three): each thread writes the channels, spots and channels of its share,
-            // and reads what the round before wrote.
-            team.run(&|thread| self.isa.run(whole(Part::Input(share(thread, blocks_in)))));
-            team.run(&|thread| self.isa.run(whole(Part::Products(share(thread, SPOTS)))));
-            team.run(&|thread| self.isa.run(whole(Part::Output(share(thread, blocks_out)))));
+            // Each share has channels, spots and channels of its own to write, and reads what the
+            // round before wrote.
+            each(&|i| Part::Input(share(i, blocks_in)));
+            each(&|i| Part::Products(share(i, SPOTS)));
+            each(&|i| Part::Output(share(i, blocks_out)));
         } else {
             team.chunks(all, block, |thread, from, to| {
                 self.isa.run(Work { piece: piece(thread, (from, to)), part: Part::All });
