@@ -123,6 +123,8 @@ pub trait Kernel {
 pub trait Simd: Copy + Send + Sync + 'static {
     /// 16 × f32.
     type F: Copy;
+    /// 16 × i32.
+    type I: Copy;
 
     const ISA: Isa;
 
@@ -160,8 +162,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// 2ᵃ for whole a from −126 to 127; others give some number or NaN.
     fn pow2(self, a: Self::F) -> Self::F;
     fn widen_u8(self, xs: [u8; LANES]) -> Self::F;
-    /// Whole numbers from 0 to 255 as bytes; others give some byte.
-    fn narrow_u8(self, xs: Self::F) -> [u8; LANES];
+    fn splat_i32(self, x: i32) -> Self::I;
+    /// xs·b + c for b from 0 to 2¹⁵ − 1; others give some number.
+    fn mul_add_u8(self, xs: [u8; LANES], b: Self::I, c: Self::I) -> Self::I;
+    /// xs / 2ᵇ rounded down, for b from 0 to 31; 255 where that is more. Negative ones give some byte.
+    fn shift_to_u8(self, xs: Self::I, bits: Self::I) -> [u8; LANES];
     /// `to[i][j] = from[j][i]`.
     fn turn_u8(self, from: [&[u8; LANES]; LANES], to: &mut [[u8; LANES]; LANES]);
 
@@ -204,6 +209,7 @@ impl Portable {
 
 impl Simd for Portable {
     type F = [f32; LANES];
+    type I = [i32; LANES];
 
     const ISA: Isa = Isa::Portable;
     const PANEL: usize = 1;
@@ -303,8 +309,25 @@ impl Simd for Portable {
         xs.map(f32::from)
     }
     #[inline(always)]
-    fn narrow_u8(self, xs: Self::F) -> [u8; LANES] {
-        xs.map(|x| x as u8)
+    fn splat_i32(self, x: i32) -> Self::I {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn mul_add_u8(self, xs: [u8; LANES], b: Self::I, c: Self::I) -> Self::I {
+        let mut out = c;
+        for i in 0..LANES {
+            // As 16 bits each: SSE2 multiplies no wider ones.
+            out[i] += i32::from(i16::from(xs[i])) * i32::from(b[i] as i16);
+        }
+        out
+    }
+    #[inline(always)]
+    fn shift_to_u8(self, xs: Self::I, bits: Self::I) -> [u8; LANES] {
+        let mut out = [0; LANES];
+        for i in 0..LANES {
+            out[i] = (xs[i] >> bits[i]).min(255) as u8;
+        }
+        out
     }
     #[inline(always)]
     fn turn_u8(self, from: [&[u8; LANES]; LANES], to: &mut [[u8; LANES]; LANES]) {
@@ -400,6 +423,7 @@ mod x86 {
 
     impl Simd for Avx2 {
         type F = [__m256; 2];
+        type I = [__m256i; 2];
 
         const ISA: Isa = Isa::Avx2;
         const PANEL: usize = 1;
@@ -509,11 +533,30 @@ mod x86 {
             }
         }
         #[inline(always)]
-        fn narrow_u8(self, xs: Self::F) -> [u8; LANES] {
+        fn splat_i32(self, x: i32) -> Self::I {
+            // SAFETY: as in `halves`.
+            unsafe { [_mm256_set1_epi32(x); 2] }
+        }
+        #[inline(always)]
+        fn mul_add_u8(self, xs: [u8; LANES], b: Self::I, c: Self::I) -> Self::I {
+            // SAFETY: as in `halves`; 16 bytes are readable at the array.
+            unsafe {
+                let bytes = _mm_loadu_si128(xs.as_ptr().cast());
+                let low = _mm256_cvtepu8_epi32(bytes);
+                let high = _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes));
+                // The upper 16 bits of both factors are 0, and so is their product.
+                [
+                    _mm256_add_epi32(c[0], _mm256_madd_epi16(low, b[0])),
+                    _mm256_add_epi32(c[1], _mm256_madd_epi16(high, b[1])),
+                ]
+            }
+        }
+        #[inline(always)]
+        fn shift_to_u8(self, xs: Self::I, bits: Self::I) -> [u8; LANES] {
             let mut out = [0; LANES];
+            let [low, high] = halves!(_mm256_srlv_epi32(xs, bits));
             // SAFETY: as in `halves`; 16 bytes are writable at the array.
             unsafe {
-                let [low, high] = [_mm256_cvttps_epi32(xs[0]), _mm256_cvttps_epi32(xs[1])];
                 // The halves of both registers stand crosswise after the packing.
                 let words =
                     _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
@@ -593,6 +636,7 @@ mod x86 {
 
     impl Simd for Avx512 {
         type F = __m512;
+        type I = __m512i;
 
         const ISA: Isa = Isa::Avx512;
         const PANEL: usize = 2;
@@ -679,11 +723,24 @@ mod x86 {
             unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(xs.as_ptr().cast()))) }
         }
         #[inline(always)]
-        fn narrow_u8(self, xs: Self::F) -> [u8; LANES] {
+        fn splat_i32(self, x: i32) -> Self::I {
+            whole!(_mm512_set1_epi32(x))
+        }
+        #[inline(always)]
+        fn mul_add_u8(self, xs: [u8; LANES], b: Self::I, c: Self::I) -> Self::I {
+            // SAFETY: as in `whole`; 16 bytes are readable at the array.
+            unsafe {
+                let levels = _mm512_cvtepu8_epi32(_mm_loadu_si128(xs.as_ptr().cast()));
+                // The upper 16 bits of both factors are 0, and so is their product.
+                _mm512_add_epi32(c, _mm512_madd_epi16(levels, b))
+            }
+        }
+        #[inline(always)]
+        fn shift_to_u8(self, xs: Self::I, bits: Self::I) -> [u8; LANES] {
             let mut out = [0; LANES];
             // SAFETY: as in `whole`; 16 bytes are writable at the array.
             unsafe {
-                let bytes = _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(xs));
+                let bytes = _mm512_cvtusepi32_epi8(_mm512_srlv_epi32(xs, bits));
                 _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
             }
             out
@@ -791,17 +848,19 @@ mod tests {
         }
     }
 
-    /// Bytes there and back, and powers of two.
+    /// Bytes as numbers, their products shifted, and powers of two.
     struct Bytes([u8; LANES]);
 
     impl Kernel for Bytes {
-        type Output = ([f32; LANES], [u8; LANES], [f32; LANES]);
+        type Output = ([f32; LANES], [[u8; LANES]; 2], [f32; LANES]);
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) -> Self::Output {
             let xs = s.widen_u8(self.0);
             let powers = s.pow2(s.sub(xs, s.splat(126.0)));
-            (s.to_array(xs), s.narrow_u8(xs), s.to_array(powers))
+            let product = s.mul_add_u8(self.0, s.splat_i32(32_767), s.splat_i32(255));
+            let shifted = [14, 15].map(|bits| s.shift_to_u8(product, s.splat_i32(bits)));
+            (s.to_array(xs), shifted, s.to_array(powers))
         }
     }
 
@@ -810,8 +869,10 @@ mod tests {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
             for from in (0..=255).step_by(LANES) {
                 let bytes: [u8; LANES] = std::array::from_fn(|i| (from + i) as u8);
-                let (numbers, back, powers) = isa.run(Bytes(bytes));
-                assert_eq!((numbers, back), (bytes.map(f32::from), bytes), "{}", isa.word());
+                let (numbers, shifted, powers) = isa.run(Bytes(bytes));
+                assert_eq!(numbers, bytes.map(f32::from), "{}", isa.word());
+                let twice = bytes.map(|byte| byte.saturating_mul(2));
+                assert_eq!(shifted, [twice, bytes], "{}", isa.word());
                 for (power, byte) in powers.iter().zip(bytes).filter(|(_, byte)| *byte < 254) {
                     assert_eq!(*power, 2f32.powi(i32::from(byte) - 126), "{}", isa.word());
                 }
