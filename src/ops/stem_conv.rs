@@ -11,8 +11,9 @@ use super::team::Team;
 /// The picture's channels.
 const CHANNELS: usize = 3;
 
-/// Rows of output that a thread takes at once.
-const CHUNK: usize = 8;
+/// Rows of output that a thread takes at once: enough that the rows of the convolution which two
+/// neighbours both need for their maxima do not count.
+const CHUNK: usize = 16;
 
 /// Rows of the convolution that the maximum needs at once, and one to spare: a power of two.
 const RING: usize = 4;
@@ -137,7 +138,8 @@ impl StemConv {
         assert!(!y.is_in(planes) && !y.is_in(scratch), "the output overlaps what is read");
         assert!(!self.pool || planes.as_ptr() != scratch.as_ptr(), "planes as scratch memory");
         let rows = self.images * y.shape().height;
-        let chunk = if team.threads() == 1 { rows } else { CHUNK };
+        let chunk =
+            if team.threads() == 1 { rows } else { rows.div_ceil(2 * team.threads()).min(CHUNK) };
         let work = Shared((planes.as_ptr().cast_const(), y, scratch.as_ptr()));
         team.chunks(rows, chunk, |thread, from, to| {
             let (planes, y, scratch) = work.get();

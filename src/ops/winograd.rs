@@ -113,9 +113,14 @@ impl Winograd {
         if self.together(threads) {
             return self.total();
         }
-        // At least two turns a thread where tiles allow it, so that none waits long for the other.
+        if threads == 1 {
+            return self.block;
+        }
+        // At least two turns a thread where tiles allow it, and as many for each, so that none waits
+        // long for the others.
         let even = self.total().div_ceil(2 * threads).max(LEAST_TILES);
-        if threads == 1 { self.block } else { self.block.min(even) }
+        let turns = self.total().div_ceil(self.block.min(even)).next_multiple_of(threads);
+        self.total().div_ceil(turns)
     }
 
     /// Numbers of the transformed input and of the products of `tiles` tiles.
