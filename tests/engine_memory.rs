@@ -17,7 +17,7 @@ use inspectd::detector::patch_prototypes::{PatchFeatures, PatchPrototypes};
 use inspectd::frame::Image;
 use inspectd::nn::engine::{self, Engine};
 use inspectd::nn::graph::{Graph, LevelRule};
-use inspectd::nn::plan::Plan;
+use inspectd::nn::plan::{Plan, calibrate};
 use inspectd::nn::resnet::Depth;
 use inspectd::nn::{BackboneSpec, compact, destseg, mlff, ntsnet, prn, resnet};
 use inspectd::ops::nearest_prototype::{Nearest, PrototypeBank, Scan, Scratch};
@@ -102,15 +102,21 @@ fn check_plans() {
     ];
     for (name, graph) in &nets {
         let weights = graph.random_weights(&mut ChaCha8Rng::seed_from_u64(1)).unwrap();
-        for threads in [1, 2] {
+        let (isa, pixels) = (Isa::detect().unwrap(), random(3 * graph_places(graph), 2));
+        let picture = std::iter::once(Ok(pixels.clone()));
+        let steps = calibrate(graph, &weights, isa, Arc::new(Team::alone()), picture).unwrap();
+        for (threads, int8) in [(1, false), (2, false), (1, true), (2, true)] {
             let team = Arc::new(Team::new(threads, false).unwrap());
-            let isa = Isa::detect().unwrap();
-            let mut plan = Plan::new(graph, &weights, 1, isa, team).unwrap();
-            let (planes, pixels) = (plan.planes(), random(3 * graph_places(graph), 2));
+            let mut plan = if int8 {
+                Plan::quantized(graph, &weights, &steps, 1, isa, team).unwrap()
+            } else {
+                Plan::new(graph, &weights, 1, isa, team).unwrap()
+            };
+            let planes = plan.planes();
             planes.write(&pixels, plan.pixels());
             let _ = allocations(|| plan.run());
             let count = allocations(|| [plan.run(), plan.run(), plan.run()]);
-            assert_eq!(count, 0, "allocations of {name} on {threads} threads");
+            assert_eq!(count, 0, "allocations of {name} on {threads} threads, int8: {int8}");
             if threads == 1 {
                 check_calls(name, || plan.run());
             }

@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
     race = parts.add_parser("run", parents=[model], help="interleaved run and ratio table")
     race.add_argument("--inspectd", type=Path, help="the program; without it, anomalib only")
     race.add_argument("--pictures", type=Path, help="folder of pictures for inspectd to inspect")
-    race.add_argument("--precision", nargs="+", choices=("f32", "int8"), default=["f32"])
+    race.add_argument("--precision", nargs="+", choices=("f32",), default=["f32"])
     race.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     race.add_argument("--rounds", type=int, default=3)
     race.add_argument("--seconds", type=float, default=3, help="of each engine in each round")

@@ -1,12 +1,12 @@
-//! From pixels to tensor: one path for teach, eval and run.
+//! From pixels to tensor: what the line's own path ([`crate::ops::pixels`]) is held against, to the
+//! bit, and what training takes.
 //!
 //! A picture is resized to the model's input size without keeping its aspect ratio, by Pillow's
 //! `BILINEAR` rule (a triangle filter whose support grows with the reduction, so that fine texture
 //! is averaged and not aliased; 8 bits between the two passes). The crate goes along columns first
 //! and has coarser weights than Pillow, so that a pixel may be one level off Pillow's. Levels are
 //! scaled to 0..1 and normalised with ImageNet's mean and standard deviation, as torchvision's
-//! networks were trained. Grey is put on all three channels. [`crate::ops::pixels`] gives the same
-//! numbers.
+//! networks were trained. Grey is put on all three channels.
 //!
 //! Letters: B pictures, H × W input size.
 

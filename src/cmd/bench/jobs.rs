@@ -131,6 +131,11 @@ impl Bench<'_> {
     }
 
     fn patch_prototypes(&self, team: &Arc<Team>, peak: f64) -> Result<Vec<Figures>> {
+        ensure!(
+            !self.args.precision.iter().any(|word| word == Precision::Int8.word()),
+            "patch_prototypes is timed in f32: the scales of int8 are measured on good parts, by \
+             `inspectd teach --precision int8`"
+        );
         let Options { bank, bank_size, backbone, pictures, .. } = &self.args.jobs;
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let engine = Engine { isa: self.isa, team: team.clone() };
