@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = next(p for p in (ROOT / "../shared", Path("/work/shared")) if p.exists())
+SHARED = ROOT / "../shared"
 sys.path.insert(0, str(SHARED / "spec/tools"))
 import specmodels  # noqa: E402
 

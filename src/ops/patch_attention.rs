@@ -9,8 +9,8 @@
 
 use super::feature_map::{Buffer, FeatureMap, Shape, Shared};
 use super::simd::{Isa, Kernel, LANES, Simd};
+use super::simd_math::exp;
 use super::team::Team;
-use super::window_attention::exp;
 
 /// Most pieces that QKᵀ is cut into, along the strips and then along the queries.
 const PIECES: usize = 16;

@@ -19,7 +19,8 @@
 mod kernel;
 
 use super::byte_simd::{ByteIsa, ByteKernel, ByteSimd};
-use super::feature_map::{Buffer, ByteMap, FeatureMap, Memory, Shape, Shared};
+use super::conv::Geometry;
+use super::feature_map::{Buffer, ByteMap, FeatureMap, Memory, Shared};
 use super::simd::LANES;
 use super::team::Team;
 use kernel::{Job, Rows};
@@ -30,37 +31,9 @@ const QUAD: usize = LANES * 4;
 /// Rows in a piece of work: enough for a thread to profit from the panel that it has in its cache.
 const ROWS: usize = 8;
 
-/// Of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
-    pub c_in: usize,
-    pub c_out: usize,
-    /// K, even or odd.
-    pub kernel: usize,
-    pub stride: usize,
-    /// On each side.
-    pub padding: usize,
-    pub dilation: usize,
-}
-
-impl Geometry {
-    /// Of what comes out for `x`.
-    ///
-    /// # Panics
-    /// If the padded picture is smaller than the kernel.
-    pub fn output(&self, x: Shape) -> Shape {
-        let reach = self.dilation * (self.kernel - 1) + 1;
-        let side = |side: usize| {
-            let padded = side + 2 * self.padding;
-            assert!(padded >= reach, "{side} places for {self:?}");
-            (padded - reach) / self.stride + 1
-        };
-        Shape::new(x.images, self.c_out, side(x.height), side(x.width))
-    }
-
-    fn quads(&self) -> usize {
-        self.c_in.div_ceil(4)
-    }
+/// Groups of four channels.
+fn quads(geometry: &Geometry) -> usize {
+    geometry.c_in.div_ceil(4)
 }
 
 /// What stands for one step of a byte, and what follows the sum.
@@ -127,7 +100,7 @@ impl QuantizedConv {
         assert!(positive(scales.input) && positive(scales.output), "{scales:?}");
 
         let blocks = c_out.div_ceil(LANES);
-        let mut packed = Memory::zeroed(blocks * kernel * kernel * geometry.quads() * QUAD);
+        let mut packed = Memory::zeroed(blocks * kernel * kernel * quads(&geometry) * QUAD);
         let mut affine = Buffer::zeroed(2 * blocks * LANES);
         let packed_bytes = packed.as_mut_slice();
         let panel_blocks = isa.run(PanelBlocks);
@@ -139,10 +112,10 @@ impl QuantizedConv {
                 (f64::from(bias[o]) / f64::from(scales.output)) as f32;
             let first = o / LANES / panel_blocks * panel_blocks;
             let in_panel = panel_blocks.min(blocks - first);
-            let panel = &mut packed_bytes[first * kernel * kernel * geometry.quads() * QUAD..];
+            let panel = &mut packed_bytes[first * kernel * kernel * quads(&geometry) * QUAD..];
             for (i, &weight) in quantized.iter().enumerate() {
                 let (c, tap) = (i / (kernel * kernel), i % (kernel * kernel));
-                let step = (tap * geometry.quads() + c / 4) * in_panel + o / LANES - first;
+                let step = (tap * quads(&geometry) + c / 4) * in_panel + o / LANES - first;
                 panel[step * QUAD + o % LANES * 4 + c % 4] = weight;
             }
         }
@@ -242,7 +215,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::ops::feature_map::ByteBuffer;
+    use crate::ops::feature_map::{ByteBuffer, Shape};
 
     /// The formulas of the module doc, one number after the other.
     struct Twin<'a> {

@@ -9,6 +9,7 @@
 
 use super::feature_map::{FeatureMap, Shared};
 use super::simd::{Isa, Kernel, LANES, Simd};
+use super::simd_math::exp;
 use super::team::Team;
 
 /// Places of a window.
@@ -119,65 +120,10 @@ unsafe fn softmax<S: Simd>(s: S, logits: *const f32, stride: usize) -> ([S::F; W
     (weights, s.div(s.splat(1.0), sum))
 }
 
-/// e^x to within 2⁻²² of itself; x outside −87..88 counts as the nearer of these, NaN stays NaN.
-#[inline(always)]
-pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    /// 1.5 · 2²³: a number added to it is rounded to a whole one, which its low bits then hold. 127
-    /// more make them an exponent.
-    const ROUNDER: f32 = 12_582_912.0 + 127.0;
-    let x = s.max(s.splat(-87.0), s.min(s.splat(88.0), x));
-    let rounded = s.mul_add(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUNDER));
-    let n = s.sub(rounded, s.splat(ROUNDER));
-    // ln 2 in two parts, the first so short that its product is exact (Cody & Waite 1980).
-    let r = s.neg_mul_add(n, s.splat(0.693_359_4), x);
-    let r = s.neg_mul_add(n, s.splat(-2.121_944_4e-4), r);
-    // Of the Cephes library's expf.
-    let mut p = s.splat(1.987_569_1e-4);
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = s.mul_add(p, r, s.splat(coefficient));
-    }
-    p = s.add(s.mul_add(s.mul(r, r), p, r), s.splat(1.0));
-    let mut power = s.to_array(rounded);
-    for x in &mut power {
-        *x = f32::from_bits(x.to_bits() << 23);
-    }
-    s.mul(p, s.load_array(power))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::feature_map::{Buffer, Shape};
     use super::*;
-
-    struct Exp([f32; LANES]);
-
-    impl Kernel for Exp {
-        type Output = [f32; LANES];
-
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) -> Self::Output {
-            s.to_array(exp(s, s.load_array(self.0)))
-        }
-    }
-
-    #[test]
-    fn exp_is_close_everywhere_and_keeps_nan() {
-        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
-            for step in 0..500 {
-                let xs: [f32; LANES] =
-                    std::array::from_fn(|i| (step * LANES + i) as f32 * (174.0 / 8000.0) - 87.0);
-                for (x, got) in xs.into_iter().zip(isa.run(Exp(xs))) {
-                    let want = f64::from(x).exp();
-                    let error = (f64::from(got) - want).abs() / want;
-                    assert!(error < 2.4e-7, "{} exp({x}): {got} {want}", isa.word());
-                }
-            }
-            let odd = [f32::NAN, f32::NEG_INFINITY, -1e30, 0.0, 1e30];
-            let got = isa.run(Exp(std::array::from_fn(|i| odd[i % 5])));
-            assert!(got[0].is_nan() && got[1] < 2e-38 && got[2] < 2e-38 && got[4].is_finite());
-            assert_eq!(got[3], 1.0);
-        }
-    }
 
     /// As `Op::WindowAttention` says: logits [B, 9·G, H, W] with channel 9g + o, values [B, C, H, W].
     fn plain(logits: &[f32], groups: usize, values: &[f32], shape: Shape) -> Vec<f32> {

@@ -21,7 +21,7 @@ use crate::ops::conv::{Conv, Geometry};
 use crate::ops::depthwise::{Depthwise, Window};
 use crate::ops::feature_map::{Buffer, Shape};
 use crate::ops::prototype_residual::Prototypes;
-use crate::ops::quantized_conv::{self, QuantizedConv, Scales};
+use crate::ops::quantized_conv::{QuantizedConv, Scales};
 use crate::ops::simd::{Isa, LANES};
 use crate::ops::stem_conv::{Planes, StemConv};
 use crate::ops::team::Team;
@@ -413,8 +413,6 @@ impl Compiler<'_> {
             folded.weights.iter().chain(&folded.bias).all(|number| number.is_finite()),
             "weights that are not finite once the batch norm is folded in"
         );
-        let Geometry { c_in, c_out, kernel, stride, padding, dilation } = whole;
-        let geometry = quantized_conv::Geometry { c_in, c_out, kernel, stride, padding, dilation };
         let tail = Value(chain.tail);
         let bytes = self.forms.written_bytes(chain);
         let (to_bytes, to_floats) =
@@ -430,7 +428,7 @@ impl Compiler<'_> {
             None => Addend::Floats(self.place(other)),
         });
         let bytes = Bytes::Conv(Box::new(ByteConv {
-            conv: QuantizedConv::new(self.byte_isa, geometry, scales, weights),
+            conv: QuantizedConv::new(self.byte_isa, whole, scales, weights),
             from: self.byte_layout.place(input),
             residual,
             bytes: to_bytes,
@@ -441,7 +439,7 @@ impl Compiler<'_> {
             work: Work::Bytes(bytes),
             from: Vec::new(),
             to: None,
-            shape: Shape { channels: c_out, ..self.shape(tail) },
+            shape: Shape { channels: whole.c_out, ..self.shape(tail) },
             flops,
         })
     }

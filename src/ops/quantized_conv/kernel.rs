@@ -9,7 +9,7 @@
     reason = "p and r name a register in several arrays at once"
 )]
 
-use super::{Geometry, QUAD, Residual, Scales};
+use super::{Geometry, QUAD, Residual, Scales, quads};
 use crate::ops::byte_simd::{ByteKernel, ByteSimd};
 use crate::ops::feature_map::{ByteMap, FeatureMap, Shape};
 use crate::ops::simd::{LANES, Simd};
@@ -58,7 +58,7 @@ impl ByteKernel for Rows<'_> {
         for row in self.from..self.to {
             let (image, panel, y) = (row / height / panels, row / height % panels, row % height);
             let block = panel * B::PANEL;
-            let skipped = block * kernel * kernel * job.geometry.quads() * QUAD;
+            let skipped = block * kernel * kernel * quads(&job.geometry) * QUAD;
             // SAFETY: the panels before this one are that long.
             let weights = unsafe { job.weights.add(skipped) };
             let at = At { image, block, y, x: 0, weights };
@@ -109,7 +109,7 @@ fn sums<B: ByteSimd, const P: usize, const R: usize>(
     at: At,
 ) -> [[B::Sums; R]; P] {
     let Geometry { kernel, stride, padding, dilation, .. } = job.geometry;
-    let (input, quads) = (job.x.shape(), job.geometry.quads());
+    let (input, quads) = (job.x.shape(), quads(&job.geometry));
     let (plane, last) = (job.x.plane_len(), input.width as isize);
     let mut sums = [[b.zero(); R]; P];
     let mut weights = at.weights;
