@@ -55,6 +55,9 @@ pub struct Plan {
     outputs: Vec<Place>,
 }
 
+/// Levels whose cosine distances are computed in one pass, at most.
+const MOST_LEVELS: usize = 4;
+
 /// One operation with where it reads and writes.
 struct Step {
     name: String,
@@ -69,26 +72,50 @@ struct Step {
 
 enum Work {
     Stem(StemConv),
-    Conv { groups: Vec<Conv>, residual: Option<Place>, relu: bool },
-    Affine { affine: Affine, relu: bool },
+    Conv {
+        groups: Vec<Conv>,
+        residual: Option<Place>,
+        relu: bool,
+    },
+    Affine {
+        affine: Affine,
+        relu: bool,
+    },
     Depthwise(Depthwise),
     Elementwise(Elementwise),
     MaxPool,
-    AveragePool { kernel: usize },
-    RegionMean { regions: usize },
+    AveragePool {
+        kernel: usize,
+    },
+    RegionMean {
+        regions: usize,
+    },
     Upsample(Upsample),
     CosineProduct,
-    CosineDistance(Distance),
+    /// Of the step's own two maps, and of `more` levels whose arguments follow and which are done in
+    /// the same pass.
+    CosineDistance {
+        rule: Distance,
+        more: Vec<Place>,
+    },
     PrototypeResidual(Prototypes),
-    PatchAttention { patch: usize },
+    PatchAttention {
+        patch: usize,
+    },
     WindowAttention,
     CosineToMean,
-    LevelCounts { rule: LevelRule },
-    CoOccurrence { rule: LevelRule },
+    LevelCounts {
+        rule: LevelRule,
+    },
+    CoOccurrence {
+        rule: LevelRule,
+    },
     RepeatRegions,
     MeanRegions,
     LevelAttention,
-    SpreadLevels { rule: LevelRule },
+    SpreadLevels {
+        rule: LevelRule,
+    },
     Bytes(Bytes),
 }
 
@@ -238,9 +265,13 @@ impl Plan {
                 let [a, b] = self.arguments(step);
                 cosine_map::cosine_product(team, self.isa, a, b, to);
             }
-            Work::CosineDistance(rule) => {
-                let [a, b] = self.arguments(step);
-                cosine_map::cosine_distances(team, self.isa, *rule, &[Level { a, b, to }]);
+            Work::CosineDistance { rule, more } => {
+                let levels: [Level<'_>; MOST_LEVELS] = std::array::from_fn(|i| {
+                    let i = i.min(more.len());
+                    let to = if i == 0 { to } else { map(&more[i - 1]) };
+                    Level { a: map(&step.from[2 * i]), b: map(&step.from[2 * i + 1]), to }
+                });
+                cosine_map::cosine_distances(team, self.isa, *rule, &levels[..=more.len()]);
             }
             Work::PrototypeResidual(prototypes) => {
                 prototypes.residual(team, self.isa, &map(&step.from[0]), scratch, &to);
@@ -407,7 +438,7 @@ impl Work {
             },
             Self::MaxPool | Self::AveragePool { .. } | Self::RegionMean { .. } => "pool",
             Self::Upsample(_) => "upsample",
-            Self::CosineProduct | Self::CosineDistance(_) | Self::CosineToMean => "cosine",
+            Self::CosineProduct | Self::CosineDistance { .. } | Self::CosineToMean => "cosine",
             Self::PrototypeResidual(_) => "residual",
             Self::PatchAttention { .. } | Self::WindowAttention | Self::LevelAttention => {
                 "attention"
@@ -580,6 +611,17 @@ mod tests {
         let wanted = Wanted::of(&g);
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
             check("made up", &wanted, 2, isa, 2, 1e-5);
+        }
+    }
+
+    #[test]
+    fn distances_of_all_levels_are_one_step() {
+        for (graph, steps) in [(ntsnet::graph(64, 64), 1), (destseg::graph(64, 64), 1)] {
+            let weights = weights(&graph);
+            let team = Arc::new(Team::alone());
+            let plan = Plan::new(&graph, &weights, 1, Isa::detect().unwrap(), team).unwrap();
+            let distances = |step: &&Step| matches!(step.work, Work::CosineDistance { .. });
+            assert_eq!(plan.steps.iter().filter(distances).count(), steps);
         }
     }
 

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::bytes::{Addend, ByteConv, Bytes, Forms};
 use super::memory::{Layout, Place};
 use super::quantization::Quantization;
-use super::{Elementwise, Plan, Step, Work};
+use super::{Elementwise, MOST_LEVELS, Plan, Step, Work};
 use crate::nn::graph::{self, Graph, Op, Resample, Value};
 use crate::nn::weights::Weights;
 use crate::ops::affine::Affine;
@@ -67,7 +67,11 @@ pub(super) fn compile(
     let planes = compiler.planes()?;
     let mut steps = Vec::with_capacity(chains.len());
     for chain in &chains {
-        steps.extend(compiler.steps(chain, planes)?);
+        for step in compiler.steps(chain, planes)? {
+            if !steps.last_mut().is_some_and(|last: &mut Step| last.takes_in(&step)) {
+                steps.push(step);
+            }
+        }
     }
     let scratch = steps.iter().map(Step::scratch_len).max().unwrap_or(0);
     Ok(Plan {
@@ -83,6 +87,31 @@ pub(super) fn compile(
         steps,
         outputs: graph.outputs().iter().map(|&output| layout.place(output)).collect(),
     })
+}
+
+impl Step {
+    /// Makes the cosine distances of `next` part of this step, if it computes some too and no level
+    /// is written to memory that another reads or writes.
+    fn takes_in(&mut self, next: &Step) -> bool {
+        let Work::CosineDistance { rule, more } = &mut self.work else { return false };
+        let Work::CosineDistance { rule: other, more: none } = &next.work else { return false };
+        let (Some(own), Some(to)) = (self.to, next.to) else { return false };
+        let apart = |written: &Place, others: &[Place]| {
+            others.iter().all(|other| !written.shares_with(other))
+        };
+        let fits = rule == other
+            && none.is_empty()
+            && more.len() + 1 < MOST_LEVELS
+            && apart(&to, &self.from)
+            && apart(&to, more)
+            && apart(&own, &[&next.from[..], &[to]].concat())
+            && more.iter().all(|own| apart(own, &next.from));
+        if fits {
+            more.push(to);
+            self.from.extend_from_slice(&next.from);
+        }
+        fits
+    }
 }
 
 /// For each convolution that makes the logits of a window attention, which of its channels the line
@@ -345,7 +374,7 @@ impl Compiler<'_> {
                 })
             }
             Op::CosineProduct => Work::CosineProduct,
-            Op::CosineDistance(rule) => Work::CosineDistance(*rule),
+            Op::CosineDistance(rule) => Work::CosineDistance { rule: *rule, more: Vec::new() },
             Op::PrototypeResidual { name, prototypes } => {
                 let graph::Dims { channels, height, width } = node.dims;
                 let values = self.tensor(name, &[*prototypes, channels, height, width])?;

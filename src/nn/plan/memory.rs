@@ -26,6 +26,11 @@ impl<T: Number> Place<T> {
         buffers[self.buffer].window(self.shape, self.first, self.stride)
     }
 
+    /// Whether the two lie in one buffer.
+    pub fn shares_with(&self, other: &Self) -> bool {
+        self.buffer == other.buffer
+    }
+
     /// Only the channels `first`..`first + channels`; `first` must be a multiple of 16.
     pub fn channels(&self, first: usize, channels: usize) -> Self {
         assert!(first.is_multiple_of(LANES), "channels from {first} on");
