@@ -55,7 +55,7 @@ pub struct PixelsIn {
     std: [f32; 3],
     rows: Weights,
     columns: Weights,
-    /// What the first pass makes, [H][source columns][S].
+    /// What the first pass makes, `[H][source columns][S]`.
     shortened: Vec<u8>,
     /// For each thread, 16 rows of that turned, then 16 rows of the result unturned.
     turned: Vec<[u8; LANES]>,
