@@ -102,7 +102,10 @@ impl Team {
             });
             workers.push(worker.context("starting a worker of the inference team")?);
         }
-        Ok(Self { shared, workers, threads })
+        let team = Self { shared, workers, threads };
+        // What a thread takes to start is to be no part of an inspection: all are there from here on.
+        team.run(&|_| {});
+        Ok(team)
     }
 
     /// One thread: the caller.
