@@ -1,8 +1,6 @@
 //! Bilinear resize of feature planes, no antialias, in both of PyTorch's conventions.
 //! Letters: P planes (pictures × channels), H rows, W columns.
 
-use anyhow::Result;
-use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 /// Where an output place looks in the input.
@@ -12,14 +10,6 @@ pub enum Align {
     HalfPixel,
     /// `align_corners=True`: i·(in − 1)/(out − 1), corners on corners.
     Corners,
-}
-
-/// `xs` [B, C, H, W] → [B, C, `to.0`, `to.1`], on the CPU.
-pub fn bilinear(xs: &Tensor, to: (usize, usize), align: Align) -> Result<Tensor> {
-    let (b, c, h, w) = xs.dims4()?;
-    let values = xs.flatten_all()?.to_vec1::<f32>()?; // [B·C·H·W]
-    let values = bilinear_planes(&values, (h, w), to, align);
-    Ok(Tensor::from_vec(values, (b, c, to.0, to.1), &Device::Cpu)?)
 }
 
 /// `planes` [P, H, W] with (H, W) = `from` → [P, `to.0`, `to.1`]. No side may be 0.
@@ -125,16 +115,6 @@ mod tests {
                 assert!((got - want).abs() <= 1e-6 + 1e-6 * want.abs(), "{name}: {got} {want}");
             }
         }
-    }
-
-    #[test]
-    fn tensor_is_resized_plane_by_plane() {
-        let xs = Tensor::arange(0f32, 8.0, &Device::Cpu).unwrap().reshape((2, 1, 2, 2)).unwrap();
-        let ys = bilinear(&xs, (3, 3), Align::Corners).unwrap();
-        let want = [0.0, 0.5, 1.0, 1.0, 1.5, 2.0, 2.0, 2.5, 3.0];
-        let want: Vec<f32> = want.iter().chain(&want.map(|x| x + 4.0)).copied().collect();
-        assert_eq!(ys.dims(), [2, 1, 3, 3]);
-        assert_eq!(ys.flatten_all().unwrap().to_vec1::<f32>().unwrap(), want);
     }
 
     proptest! {

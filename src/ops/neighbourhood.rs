@@ -4,16 +4,7 @@
 //! `count_include_pad=True`, as patchcore-inspection and anomalib use it).
 //! Letters: P planes (pictures × channels), H rows, W columns.
 
-use anyhow::Result;
-use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-
-/// `xs` [B, C, H, W] → the same shape, on the CPU.
-pub fn average_3x3(xs: &Tensor) -> Result<Tensor> {
-    let (b, c, h, w) = xs.dims4()?;
-    let values = xs.flatten_all()?.to_vec1::<f32>()?; // [B·C·H·W]
-    Ok(Tensor::from_vec(average_planes(&values, h, w), (b, c, h, w), &Device::Cpu)?)
-}
 
 /// `planes` [P, H, W] → [P, H, W]. Sums rows, then columns; planes run in parallel.
 pub fn average_planes(planes: &[f32], h: usize, w: usize) -> Vec<f32> {
@@ -70,14 +61,6 @@ mod tests {
         tensor([[[[10., 10.], [10., 10.]]]]) */
         assert_eq!(average_planes(&[9.0, 18.0, 27.0, 36.0], 2, 2), [10.0; 4]);
         assert_eq!(average_planes(&[9.0], 1, 1), [1.0]);
-    }
-
-    #[test]
-    fn tensor_keeps_its_shape() {
-        let xs = Tensor::ones((2, 3, 4, 5), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let ys = average_3x3(&xs.transpose(2, 3).unwrap()).unwrap();
-        assert_eq!(ys.dims(), [2, 3, 5, 4]);
-        assert_eq!(ys.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0], 4.0 / 9.0);
     }
 
     proptest! {

@@ -309,8 +309,9 @@ mod tests {
         check("ntsnet", &ntsnet::graph(64, 64), 66, 0.05);
         // Levels have hard edges: a value near one falls to either side.
         check("mlff", &mlff::graph(64, 64, graph::LevelRule::Paper), 53, 0.2);
-        // Which of drawn prototypes is nearest turns on little, and all else on that.
-        check("prn", &prn::graph(128, [3; 3]), 113, 1.0);
+        // Drawn weights of PRN amplify: a millionth of the picture moves its output by some hundred
+        // times that, in PyTorch too. More than that it runs is for learned weights to show.
+        check("prn", &prn::graph(128, [1; 3]), 113, 0.6);
     }
 
     #[test]
