@@ -6,8 +6,8 @@
 //! and queues, [`detector`] scores it with layers from [`nn`] and arithmetic from [`ops`],
 //! [`verdict`] decides, [`tracker`] keeps the deadlines, [`output`] tells the PLC, [`ledger`]
 //! records, [`archive`] keeps evidence as [`picture`] draws it, [`journal`] writes the log and
-//! [`telemetry`] counts. The workshop ([`teach`], [`calibrate`], [`dataset`], [`metrics`],
-//! [`mod@eval`], [`mod@bench`]) makes and judges models; nothing above it uses it.
+//! [`telemetry`] counts. The workshop ([`teach`], [`calibrate`], [`dataset`], [`synth`], [`metrics`],
+//! [`mod@eval`], [`plot`], [`mod@bench`]) makes and judges models; nothing above it uses it.
 
 pub mod archive;
 pub mod camera;
@@ -30,6 +30,8 @@ pub mod calibrate;
 pub mod dataset;
 pub mod eval;
 pub mod metrics;
+pub mod plot;
+pub mod synth;
 pub mod teach;
 
 #[cfg(test)]

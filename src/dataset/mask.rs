@@ -4,6 +4,27 @@
 use anyhow::{Result, bail};
 use image::GrayImage;
 
+/// Where a picture is anomalous.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    pub width: usize,
+    pub height: usize,
+    /// Rows from the top, `width` · `height` places.
+    pub inside: Vec<bool>,
+}
+
+impl Mask {
+    /// No place is anomalous.
+    pub fn empty(width: usize, height: usize) -> Mask {
+        Mask { width, height, inside: vec![false; width * height] }
+    }
+
+    /// How many places are anomalous.
+    pub fn area(&self) -> usize {
+        self.inside.iter().filter(|&&inside| inside).count()
+    }
+}
+
 /// The mask at `width` × `height`, rows from the top; true where anomalous.
 ///
 /// A pixel of the file is anomalous above 127 if the file is 0/255, above 0 if it holds labels.
