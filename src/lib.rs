@@ -33,6 +33,7 @@ pub mod metrics;
 pub mod plot;
 pub mod synth;
 pub mod teach;
+pub mod train;
 
 #[cfg(test)]
 #[path = "../tests/shared/mod.rs"]

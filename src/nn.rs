@@ -19,7 +19,7 @@ pub mod resnet;
 pub mod scconv;
 pub mod texture;
 #[cfg(test)]
-mod vectors;
+pub(crate) mod vectors;
 pub mod weights;
 
 use std::path::PathBuf;
