@@ -17,6 +17,7 @@ mod pth;
 pub mod reference;
 pub mod resnet;
 pub mod scconv;
+pub mod teacher;
 pub mod texture;
 #[cfg(test)]
 pub(crate) mod vectors;

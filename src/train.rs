@@ -4,3 +4,4 @@
 pub mod loss;
 pub mod optimizer;
 pub mod parameters;
+pub mod tape;

@@ -13,23 +13,30 @@ const EMBEDDED: &[u8] = include_bytes!("../../assets/compact_f16.safetensors");
 /// Width inside each stage, and what its head makes of it: ResNet18's channels.
 const STAGES: [(usize, usize); 3] = [(64, 64), (96, 128), (160, 256)];
 
-/// A stem, then three stages that each halve the picture and end in a level: the outputs.
+/// The whole network; its levels are the outputs.
 pub fn graph(height: usize, width: usize) -> Graph {
     let (mut g, xs) = Graph::new(height, width);
-    let mut xs = conv_relu(&mut g, xs, "stem".into(), 32, 2);
+    let levels = levels(&mut g, xs, "");
+    g.set_outputs(levels);
+    g
+}
+
+/// A stem, then three stages that each halve the picture and end in a level. `at` is a path: empty,
+/// or ending in a dot.
+pub fn levels(g: &mut Graph, xs: Value, at: &str) -> Vec<Value> {
+    let mut xs = conv_relu(g, xs, format!("{at}stem"), 32, 2);
     let mut levels = Vec::with_capacity(STAGES.len());
     for (i, (width, c_out)) in STAGES.into_iter().enumerate() {
         let n = i + 1;
-        xs = conv_relu(&mut g, xs, format!("down{n}"), width, 2);
-        let ys = conv_relu(&mut g, xs, format!("block{n}.conv1"), width, 1);
-        let conv2 = Conv::new(format!("block{n}.conv2"), width, width, 3).with_bias();
+        xs = conv_relu(g, xs, format!("{at}down{n}"), width, 2);
+        let ys = conv_relu(g, xs, format!("{at}block{n}.conv1"), width, 1);
+        let conv2 = Conv::new(format!("{at}block{n}.conv2"), width, width, 3).with_bias();
         let ys = g.conv(ys, conv2);
         let sum = g.add(xs, ys);
         xs = g.relu(sum);
-        levels.push(g.conv(xs, Conv::new(format!("head{n}"), width, c_out, 1).with_bias()));
+        levels.push(g.conv(xs, Conv::new(format!("{at}head{n}"), width, c_out, 1).with_bias()));
     }
-    g.set_outputs(levels);
-    g
+    levels
 }
 
 /// The weights in the binary, named as [`graph`] names them.

@@ -1,0 +1,296 @@
+//! A network in training: a [`Graph`] run forward on feature maps with what its gradients need kept,
+//! and then backward.
+//!
+//! The maps, kernels and threads are those of the line ([`crate::nn::plan`]), the weights are the
+//! caller's and change between runs. A batch norm takes the ReLU behind it along, and the sum with a
+//! shortcut between the two. Which maps live at the same time is known before the first run: they
+//! share buffers, and a run takes no memory.
+//!
+//! Letters: B pictures, C channels, H × W places, S steps.
+
+mod backward;
+mod compile;
+mod memory;
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use super::parameters::Parameters;
+use crate::nn::engine::Engine;
+use crate::ops::cosine_map::{self, Distance, Level};
+use crate::ops::feature_map::{Buffer, FeatureMap};
+use crate::ops::gradient::accumulate::Accumulate;
+use crate::ops::gradient::batch_norm::{self, BatchNorm, Forward};
+use crate::ops::gradient::conv::TrainConv;
+use crate::ops::gradient::upsample as upsample_gradient;
+use crate::ops::upsample::Upsample;
+use crate::ops::window_attention::window_attention;
+use crate::ops::{elementwise, pooling};
+use memory::Place;
+
+/// What a batch norm normalises with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statistics {
+    /// The batch's; the running ones follow it with momentum 0.1.
+    Batch,
+    /// The running ones, which stay.
+    Running,
+}
+
+/// How a network is trained.
+pub struct Training<'a> {
+    /// Whether the tensor of this name is learned.
+    pub learned: &'a dyn Fn(&str) -> bool,
+    /// Of the batch norm of this name.
+    pub statistics: &'a dyn Fn(&str) -> Statistics,
+}
+
+/// A network for batches of one size, with its memory.
+pub struct Tape {
+    engine: Engine,
+    steps: Vec<Step>,
+    buffers: Vec<Buffer>,
+    scratch: Buffer,
+    inputs: Vec<Place>,
+    outputs: Vec<Output>,
+    gradients: BTreeMap<String, Vec<f32>>,
+}
+
+struct Output {
+    value: Place,
+    /// Where something learned is behind it.
+    gradient: Option<Place>,
+}
+
+struct Step {
+    work: Work,
+    from: Vec<Place>,
+    to: Place,
+    /// Of what the step makes; `None` where nothing learned is behind it, or no output before it.
+    gradient: Option<Place>,
+    /// Of each argument that has one, and how it comes there.
+    gradients: Vec<Option<(Place, Accumulate)>>,
+    /// For a gradient that is to be added by a kernel that can't.
+    spare: Option<Place>,
+}
+
+enum Work {
+    Conv(Box<Convolution>),
+    Norm(Box<Norm>),
+    Relu,
+    LeakyRelu(f32),
+    Sigmoid,
+    Add,
+    Mul,
+    MaxPool,
+    AveragePool { kernel: usize },
+    RegionMean { regions: usize },
+    Upsample(Upsample, upsample_gradient::Upsample),
+    Concat,
+    CosineProduct,
+    CosineDistance(Distance),
+    WindowAttention,
+}
+
+struct Convolution {
+    kernel: TrainConv,
+    weight: String,
+    bias: Option<String>,
+    learned: bool,
+    own: Option<OwnRows>,
+}
+
+/// A convolution whose outputs the engine wants in another order than they are defined in, some of
+/// them more than once.
+struct OwnRows {
+    /// For each of the engine's outputs the one of the definition.
+    source: Vec<usize>,
+    weights: Vec<f32>,
+    bias: Vec<f32>,
+    weight_gradient: Vec<f32>,
+    bias_gradient: Vec<f32>,
+}
+
+/// y = relu(γ(x − μ)/√(σ² + ε) + β + shortcut), the last two where they are.
+struct Norm {
+    kernel: BatchNorm,
+    name: String,
+    statistics: Statistics,
+    learned: bool,
+    relu: bool,
+}
+
+/// How far the running statistics go to the batch's with each run; PyTorch's value.
+const MOMENTUM: f32 = 0.1;
+
+impl Tape {
+    /// Where the argument `index` of the graph is to be put before a run.
+    pub fn input(&self, index: usize) -> FeatureMap<'_> {
+        self.inputs[index].map(&self.buffers)
+    }
+
+    /// What the last run made of the graph's output `index`.
+    pub fn output(&self, index: usize) -> FeatureMap<'_> {
+        self.outputs[index].value.map(&self.buffers)
+    }
+
+    /// Where the gradient of the loss by that output is to be put before the way back; `None` where
+    /// nothing learned is behind it.
+    pub fn output_gradient(&self, index: usize) -> Option<FeatureMap<'_>> {
+        Some(self.outputs[index].gradient?.map(&self.buffers))
+    }
+
+    /// Of every learned tensor, as the last way back found them.
+    pub fn gradients(&self) -> &BTreeMap<String, Vec<f32>> {
+        &self.gradients
+    }
+
+    /// Mean and biased variance `[C]` that the batch norm `name` normalised with in the last run.
+    pub fn statistics(&self, name: &str) -> Option<(&[f32], &[f32])> {
+        self.steps.iter().find_map(|step| match &step.work {
+            Work::Norm(norm) if norm.name == name => {
+                Some((norm.kernel.mean(), norm.kernel.variance()))
+            }
+            _ => None,
+        })
+    }
+
+    /// Bytes of all maps.
+    pub fn bytes(&self) -> usize {
+        self.buffers.iter().map(Buffer::bytes).sum::<usize>() + self.scratch.bytes()
+    }
+
+    /// Runs the network on what the inputs hold. Running statistics of batch norms that normalise
+    /// with the batch's move.
+    ///
+    /// # Errors
+    /// A tensor that `parameters` lack.
+    pub fn forward(&mut self, parameters: &mut Parameters) -> Result<()> {
+        let Tape { engine, steps, buffers, scratch, .. } = self;
+        for step in steps {
+            step.forward(engine, buffers, scratch, parameters)?;
+        }
+        Ok(())
+    }
+
+    /// From the gradients by the outputs to those by everything learned.
+    ///
+    /// # Errors
+    /// As [`Tape::forward`].
+    pub fn backward(&mut self, parameters: &Parameters) -> Result<()> {
+        let Tape { engine, steps, buffers, scratch, gradients, .. } = self;
+        for step in steps.iter_mut().rev().filter(|step| step.gradient.is_some()) {
+            step.backward(engine, buffers, scratch, parameters, gradients)?;
+        }
+        Ok(())
+    }
+}
+
+impl Step {
+    fn forward(
+        &mut self,
+        engine: &Engine,
+        buffers: &[Buffer],
+        scratch: &Buffer,
+        parameters: &mut Parameters,
+    ) -> Result<()> {
+        let (team, isa) = (&*engine.team, engine.isa);
+        let (x, y) = (self.from[0].map(buffers), self.to.map(buffers));
+        let second = || self.from[1].map(buffers);
+        match &mut self.work {
+            Work::Conv(conv) => {
+                conv.load(parameters)?;
+                let (weights, bias) = conv.numbers(parameters)?;
+                conv.kernel.forward(team, weights, bias, x, y, scratch);
+            }
+            Work::Norm(norm) => {
+                let name = &norm.name;
+                let running = [format!("{name}.running_mean"), format!("{name}.running_var")];
+                let statistics = match norm.statistics {
+                    Statistics::Batch => batch_norm::Statistics::Batch,
+                    Statistics::Running => batch_norm::Statistics::Fixed {
+                        mean: parameters.get(&running[0])?,
+                        variance: parameters.get(&running[1])?,
+                    },
+                };
+                let residual = self.from.get(1).map(|place| place.map(buffers));
+                let forward = Forward {
+                    statistics,
+                    gamma: parameters.get(&format!("{name}.weight"))?,
+                    beta: parameters.get(&format!("{name}.bias"))?,
+                    x,
+                    residual,
+                    relu: norm.relu,
+                    y,
+                };
+                norm.kernel.forward(team, forward);
+                if norm.statistics == Statistics::Batch {
+                    let count = norm.kernel.count();
+                    let [mean, variance] = running;
+                    follow(parameters.get_mut(&mean)?, norm.kernel.mean(), 1.0);
+                    // The unbiased variance is kept, the biased one normalises.
+                    let unbiased = count as f32 / (count.max(2) - 1) as f32;
+                    follow(parameters.get_mut(&variance)?, norm.kernel.variance(), unbiased);
+                }
+            }
+            Work::Relu => elementwise::relu(team, isa, x, y),
+            Work::LeakyRelu(slope) => elementwise::leaky_relu(team, isa, *slope, x, y),
+            Work::Sigmoid => elementwise::sigmoid(team, isa, x, y),
+            Work::Add => elementwise::add(team, isa, x, second(), y),
+            Work::Mul => elementwise::mul(team, isa, x, second(), y),
+            Work::MaxPool => pooling::max_pool(team, isa, x, y),
+            Work::AveragePool { kernel } => pooling::average_pool(team, isa, *kernel, x, y),
+            Work::RegionMean { regions } => pooling::region_mean(team, isa, *regions, x, y),
+            Work::Upsample(upsample, _) => upsample.run(team, isa, x, y),
+            Work::Concat => {
+                let mut first = 0;
+                for part in &self.from {
+                    let window = y.channels(first, part.shape.channels);
+                    elementwise::copy(team, isa, part.map(buffers), window);
+                    first += part.shape.channels;
+                }
+            }
+            Work::CosineProduct => cosine_map::cosine_product(team, isa, x, second(), y),
+            Work::CosineDistance(rule) => {
+                let level = Level { a: x, b: second(), to: y };
+                cosine_map::cosine_distances(team, isa, *rule, &[level]);
+            }
+            Work::WindowAttention => window_attention(team, isa, &x, &second(), &y),
+        }
+        Ok(())
+    }
+}
+
+/// Running statistics go a tenth of the way to the batch's, times `scale`.
+fn follow(running: &mut [f32], batch: &[f32], scale: f32) {
+    for (running, batch) in running.iter_mut().zip(batch) {
+        *running = (1.0 - MOMENTUM) * *running + MOMENTUM * scale * batch;
+    }
+}
+
+impl Convolution {
+    /// Fetches the weights, where the engine has rows of its own.
+    fn load(&mut self, parameters: &Parameters) -> Result<()> {
+        let Some(own) = &mut self.own else { return Ok(()) };
+        let weights = parameters.get(&self.weight)?;
+        let row = own.weights.len() / own.source.len();
+        for (to, &from) in own.weights.chunks_exact_mut(row).zip(&own.source) {
+            to.copy_from_slice(&weights[from * row..][..row]);
+        }
+        if let Some(name) = &self.bias {
+            let bias = parameters.get(name)?;
+            own.bias.iter_mut().zip(&own.source).for_each(|(to, &from)| *to = bias[from]);
+        }
+        Ok(())
+    }
+
+    /// Weights and bias as the kernel wants them.
+    fn numbers<'a>(&'a self, parameters: &'a Parameters) -> Result<(&'a [f32], Option<&'a [f32]>)> {
+        if let Some(own) = &self.own {
+            return Ok((&own.weights, self.bias.is_some().then_some(own.bias.as_slice())));
+        }
+        let bias = self.bias.as_ref().map(|name| parameters.get(name)).transpose()?;
+        Ok((parameters.get(&self.weight)?, bias))
+    }
+}

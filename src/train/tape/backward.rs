@@ -1,0 +1,200 @@
+//! The way back: each step's gradients by its arguments and by what it learns.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Convolution, Norm, Step, Work};
+use crate::nn::engine::Engine;
+use crate::ops::feature_map::{Buffer, FeatureMap};
+use crate::ops::gradient::accumulate::Accumulate;
+use crate::ops::gradient::batch_norm::{Backward, Relu};
+use crate::ops::gradient::{cosine, elementwise, pooling, window_attention};
+use crate::train::parameters::Parameters;
+
+impl Step {
+    /// # Errors
+    /// A tensor that `parameters` lack.
+    pub(super) fn backward(
+        &mut self,
+        engine: &Engine,
+        buffers: &[Buffer],
+        scratch: &Buffer,
+        parameters: &Parameters,
+        learned: &mut BTreeMap<String, Vec<f32>>,
+    ) -> Result<()> {
+        let (team, isa) = (&*engine.team, engine.isa);
+        let Step { work, from, to, gradient, gradients, spare } = self;
+        let Some(dy) = gradient.map(|place| place.map(buffers)) else { return Ok(()) };
+        let (x, y) = (from[0].map(buffers), to.map(buffers));
+        let second = || from[1].map(buffers);
+        let wanted: Vec<Option<(Accumulate, FeatureMap<'_>)>> = gradients
+            .iter()
+            .map(|gradient| gradient.map(|(place, into)| (into, place.map(buffers))))
+            .collect();
+        match work {
+            Work::Conv(conv) => {
+                if conv.learned {
+                    conv.learn(engine, x, dy, scratch, learned)?;
+                }
+                let (weights, _) = conv.numbers(parameters)?;
+                match (wanted[0], spare) {
+                    (Some((Accumulate::Add, dx)), Some(spare)) => {
+                        let spare = spare.map(buffers);
+                        conv.kernel.input_gradient(team, weights, dy, spare, scratch);
+                        elementwise::add(team, isa, spare, Accumulate::Add, dx);
+                    }
+                    (Some((_, dx)), _) => {
+                        conv.kernel.input_gradient(team, weights, dy, dx, scratch);
+                    }
+                    (None, _) => {}
+                }
+            }
+            Work::Norm(norm) => {
+                norm.backward(engine, [x, y, dy], &wanted, *spare, buffers, learned)?
+            }
+            Work::Relu => each(&wanted, |into, dx| elementwise::relu(team, isa, y, dy, into, dx)),
+            Work::LeakyRelu(slope) => each(&wanted, |into, dx| {
+                elementwise::leaky_relu(team, isa, *slope, y, dy, into, dx);
+            }),
+            Work::Sigmoid => {
+                each(&wanted, |into, dx| elementwise::sigmoid(team, isa, y, dy, into, dx))
+            }
+            Work::Add => each(&wanted, |into, dx| elementwise::add(team, isa, dy, into, dx)),
+            Work::Mul => {
+                let others = [second(), x];
+                for (wanted, other) in wanted.iter().zip(others) {
+                    if let Some((into, da)) = *wanted {
+                        elementwise::mul(team, isa, other, dy, into, da);
+                    }
+                }
+            }
+            Work::MaxPool => {
+                each(&wanted, |into, dx| pooling::max_pool(team, isa, [x, y, dy], into, dx));
+            }
+            Work::AveragePool { .. } | Work::RegionMean { .. } => {
+                each(&wanted, |into, dx| pooling::mean(team, isa, dy, into, dx));
+            }
+            Work::Upsample(_, back) => each(&wanted, |into, dx| back.run(team, isa, dy, into, dx)),
+            Work::Concat => {
+                let mut first = 0;
+                for (part, wanted) in from.iter().zip(&wanted) {
+                    let window = dy.channels(first, part.shape.channels);
+                    if let Some((into, dx)) = *wanted {
+                        elementwise::add(team, isa, window, into, dx);
+                    }
+                    first += part.shape.channels;
+                }
+            }
+            Work::CosineProduct | Work::CosineDistance(_) => {
+                // Both are the same from either side.
+                for (wanted, pair) in wanted.iter().zip([[second(), x], [x, second()]]) {
+                    let Some((into, gradient)) = *wanted else { continue };
+                    if matches!(work, Work::CosineProduct) {
+                        cosine::cosine_product(team, isa, pair, dy, into, gradient);
+                    } else {
+                        cosine::cosine_distance(team, isa, pair, dy, into, gradient);
+                    }
+                }
+            }
+            Work::WindowAttention => {
+                let [Some(logits), Some(values)] = wanted[..] else {
+                    bail!("window attention learns both its logits and its values, or neither")
+                };
+                let maps = [x, second(), dy];
+                window_attention::window_attention(team, isa, maps, logits, values);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// For the gradient of each argument that has one.
+fn each(
+    wanted: &[Option<(Accumulate, FeatureMap<'_>)>],
+    mut write: impl FnMut(Accumulate, FeatureMap<'_>),
+) {
+    for (into, dx) in wanted.iter().flatten() {
+        write(*into, *dx);
+    }
+}
+
+/// The gradient of the tensor `name`, to be written over.
+fn of<'a>(learned: &'a mut BTreeMap<String, Vec<f32>>, name: &str) -> Result<&'a mut Vec<f32>> {
+    learned.get_mut(name).with_context(|| format!("{name} is not learned"))
+}
+
+impl Convolution {
+    /// The gradients of weights and bias.
+    fn learn(
+        &mut self,
+        engine: &Engine,
+        x: FeatureMap<'_>,
+        dy: FeatureMap<'_>,
+        scratch: &Buffer,
+        learned: &mut BTreeMap<String, Vec<f32>>,
+    ) -> Result<()> {
+        let team = &*engine.team;
+        let Some(own) = &mut self.own else {
+            self.kernel.weight_gradient(team, x, dy, of(learned, &self.weight)?, scratch);
+            if let Some(bias) = &self.bias {
+                self.kernel.bias_gradient(team, dy, of(learned, bias)?);
+            }
+            return Ok(());
+        };
+        self.kernel.weight_gradient(team, x, dy, &mut own.weight_gradient, scratch);
+        let defined = of(learned, &self.weight)?;
+        defined.fill(0.0);
+        let row = own.weight_gradient.len() / own.source.len();
+        for (from, &to) in own.weight_gradient.chunks_exact(row).zip(&own.source) {
+            let defined = &mut defined[to * row..][..row];
+            defined.iter_mut().zip(from).for_each(|(sum, value)| *sum += value);
+        }
+        if let Some(bias) = &self.bias {
+            self.kernel.bias_gradient(team, dy, &mut own.bias_gradient);
+            let defined = of(learned, bias)?;
+            defined.fill(0.0);
+            own.bias_gradient.iter().zip(&own.source).for_each(|(value, &to)| defined[to] += value);
+        }
+        Ok(())
+    }
+}
+
+impl Norm {
+    fn backward(
+        &mut self,
+        engine: &Engine,
+        [x, y, dy]: [FeatureMap<'_>; 3],
+        wanted: &[Option<(Accumulate, FeatureMap<'_>)>],
+        spare: Option<super::memory::Place>,
+        buffers: &[Buffer],
+        learned: &mut BTreeMap<String, Vec<f32>>,
+    ) -> Result<()> {
+        let residual = wanted.get(1).copied().flatten();
+        let relu = match (self.relu, wanted.len()) {
+            (false, _) => Relu::Absent,
+            (true, 1) => Relu::OfNorm,
+            (true, _) => Relu::Of(y),
+        };
+        // Where nobody wants the argument's gradient, the parameters' still has to be summed.
+        let nowhere = || spare.map(|place| (Accumulate::Set, place.map(buffers)));
+        let (into, dx) =
+            wanted[0].or_else(nowhere).context("a place for a batch norm's gradient")?;
+        let mut own = if self.learned {
+            let take = |learned: &mut BTreeMap<String, Vec<f32>>, kind: &str| {
+                of(learned, &format!("{}.{kind}", self.name)).map(std::mem::take)
+            };
+            Some((take(learned, "weight")?, take(learned, "bias")?))
+        } else {
+            None
+        };
+        let parameters = own.as_mut().map(|(gamma, beta)| (&mut gamma[..], &mut beta[..]));
+        let backward = Backward { x, relu, dy, residual, into, dx };
+        self.kernel.backward(&engine.team, backward, parameters);
+        if let Some((gamma, beta)) = own {
+            *of(learned, &format!("{}.weight", self.name))? = gamma;
+            *of(learned, &format!("{}.bias", self.name))? = beta;
+        }
+        Ok(())
+    }
+}
