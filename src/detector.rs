@@ -6,7 +6,10 @@ use anyhow::Result;
 use crate::frame::Image;
 
 pub mod bundle;
+pub mod destseg;
 pub mod input;
+pub mod network;
+pub mod ntsnet;
 pub mod patch_prototypes;
 
 /// How anomalous each place of a picture is, larger = more anomalous; raw score units.

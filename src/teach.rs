@@ -247,14 +247,16 @@ pub fn teach(
         precision: if int8.is_some() { Precision::Int8 } else { Precision::F32 },
         input: config.input,
         backbone: backbone_card,
-        prototypes: patch_prototypes::Card {
+        prototypes: Some(patch_prototypes::Card {
             levels: patch_prototypes::LEVELS.to_vec(),
             neighbourhood: patch_prototypes::NEIGHBOURHOOD,
             count: prototypes,
             dims,
             patches: taught * plan.patches,
             projected_dims: PROJECTED_DIMS.min(dims),
-        },
+        }),
+        destseg: None,
+        ntsnet: None,
         int8,
         threshold,
         calibration,

@@ -130,6 +130,7 @@ fn a_taught_bundle_loads_and_says_what_it_said() {
     let mut loaded = bundle::load(&path, 3, &engine()).unwrap();
     let Card { training_data, prototypes, calibration, threshold, .. } = &loaded.card;
     assert_eq!((training_data.taught, training_data.held_out), (15, 5));
+    let prototypes = prototypes.as_ref().unwrap();
     assert_eq!((prototypes.count, prototypes.dims, prototypes.patches), (200, 384, 15 * 144));
     assert_eq!((calibration.rule, calibration.needed), (Rule::Extrapolated, 99));
     assert!(threshold.score > calibration.scores.max && threshold.map > calibration.map_maxima.max);
@@ -371,6 +372,7 @@ fn a_model_from_folds_has_every_picture_and_the_same_bytes_again() {
     let Card { training_data, prototypes, calibration, .. } =
         bundle::load(&first, 3, &engine()).unwrap().card;
     assert_eq!((training_data.taught, training_data.held_out), (12, 0));
+    let prototypes = prototypes.unwrap();
     assert_eq!((prototypes.count, prototypes.patches), (60, 12 * 144));
     assert_eq!((calibration.held_out, calibration.folds), (12, Some(5)));
     assert_eq!(calibration.rule, Rule::Extrapolated);

@@ -126,7 +126,9 @@ fn teach(args: &Args, source: &pattern::Config, out: &Path) -> Result<()> {
     let taught = teach::teach(&config, plan, loaded, &engine, &mut |_, _, _| {})?;
     println!(
         "{} prototypes, threshold {:.3} from the scores of {} good parts",
-        taught.card.prototypes.count, taught.card.threshold.score, taught.card.calibration.held_out
+        taught.card.memory_bank()?.count,
+        taught.card.threshold.score,
+        taught.card.calibration.held_out
     );
     taught.write(&out.join("bundle"), false)
 }

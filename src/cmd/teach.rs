@@ -137,7 +137,7 @@ pub fn run(args: &Args) -> Result<()> {
     let seconds = started.elapsed().as_secs_f64();
     let figures = Figures {
         images: card.training_data.taught + card.training_data.held_out,
-        prototypes: card.prototypes.count,
+        prototypes: card.memory_bank()?.count,
         seconds,
         peak_rss_mib: peak_rss_mib()?,
     };
@@ -180,10 +180,12 @@ fn tell(taught: &Taught) {
     for name in &taught.copies {
         println!("left out, same contents as another: {name}");
     }
-    println!(
-        "{} prototypes of {} patches ({} pictures)",
-        prototypes.count, prototypes.patches, training_data.taught
-    );
+    if let Some(bank) = prototypes {
+        println!(
+            "{} prototypes of {} patches ({} pictures)",
+            bank.count, bank.patches, training_data.taught
+        );
+    }
     println!(
         "threshold {:.4} (map {:.4}): {}",
         threshold.score,

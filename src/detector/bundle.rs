@@ -31,6 +31,8 @@ pub use card::{
 };
 pub use seal::{Golden, SEAL_TOLERANCE, seal};
 
+use super::destseg::{self, DeStSeg};
+use super::ntsnet::{self, NtsNet};
 use super::patch_prototypes::{self, PatchPrototypes};
 use super::{AnomalyMap, Detection, Detector};
 use crate::frame::Image;
@@ -57,21 +59,29 @@ pub fn load(folder: &Path, batch: usize, engine: &Engine) -> Result<Bundle> {
     let card = read_card(folder)?;
     let weights = read_tensors(folder, &card, WEIGHTS)?;
     let golden = read_golden(folder, &card)?;
-    let mut detector: Box<dyn Detector> = match card.system.as_str() {
-        patch_prototypes::SYSTEM => Box::new(
-            PatchPrototypes::from_bundle(&card, weights, engine)
-                .with_context(|| format!("bundle {}", folder.display()))?,
-        ),
-        other => bail!(
-            "{}: system = \"{other}\" is not known to this inspectd ({}); known: {}",
-            folder.join(CARD).display(),
-            env!("CARGO_PKG_VERSION"),
-            patch_prototypes::SYSTEM
-        ),
-    };
+    let mut detector =
+        detector(&card, weights, engine).with_context(|| format!("bundle {}", folder.display()))?;
     seal(detector.as_mut(), &golden, batch)
         .with_context(|| format!("bundle {} does not pass its parity seal", folder.display()))?;
     Ok(Bundle { card, detector })
+}
+
+/// The detector of the card's system.
+fn detector(
+    card: &Card,
+    tensors: BTreeMap<String, Tensor>,
+    engine: &Engine,
+) -> Result<Box<dyn Detector>> {
+    Ok(match card.system.as_str() {
+        patch_prototypes::SYSTEM => Box::new(PatchPrototypes::from_bundle(card, tensors, engine)?),
+        destseg::SYSTEM => Box::new(DeStSeg::from_bundle(card, tensors, engine)?),
+        ntsnet::SYSTEM => Box::new(NtsNet::from_bundle(card, tensors, engine)?),
+        other => bail!(
+            "{CARD}: system = \"{other}\" is not known to this inspectd ({}); known: {}",
+            env!("CARGO_PKG_VERSION"),
+            [patch_prototypes::SYSTEM, destseg::SYSTEM, ntsnet::SYSTEM].join(", ")
+        ),
+    })
 }
 
 /// The card alone, checked; nothing else of the bundle is read.

@@ -272,7 +272,7 @@ impl PatchPrototypes {
         engine: &Engine,
     ) -> Result<PatchPrototypes> {
         let rows = tensors.remove("prototypes").context("weights: tensor prototypes is missing")?;
-        let expected = &card.prototypes;
+        let expected = card.memory_bank()?;
         ensure!(
             expected.levels == LEVELS && expected.neighbourhood == NEIGHBOURHOOD,
             "prototypes.levels = {:?}, prototypes.neighbourhood = {}: this inspectd computes \

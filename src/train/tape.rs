@@ -294,3 +294,6 @@ impl Convolution {
         Ok((parameters.get(&self.weight)?, bias))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{EXPECTED, VERSION, WEIGHTS, picture_name};
 use crate::detector::input::Input;
-use crate::detector::patch_prototypes;
+use crate::detector::{destseg, ntsnet, patch_prototypes};
 use crate::nn::plan::{Precision, Quantization};
 
 /// `model.toml`: where the model comes from and what it promises.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Card {
-    /// `patch_prototypes`, later `destseg`, …
+    /// `patch_prototypes`, `destseg` or `ntsnet`.
     pub system: String,
     pub version: u32,
     /// The version of the program that made it, and its git revision or `unknown`.
@@ -26,8 +26,15 @@ pub struct Card {
     #[serde(default, skip_serializing_if = "is_f32")]
     pub precision: Precision,
     pub input: Input,
+    /// What features come from; the teacher of a system that has one.
     pub backbone: BackboneCard,
-    pub prototypes: patch_prototypes::Card,
+    /// One of these, the system's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prototypes: Option<patch_prototypes::Card>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destseg: Option<destseg::Card>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ntsnet: Option<ntsnet::Card>,
     /// Where `precision` is `int8`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub int8: Option<Int8>,
@@ -190,6 +197,14 @@ impl Card {
             );
         }
         Ok(())
+    }
+
+    /// What a card of patch prototypes says of its memory bank.
+    ///
+    /// # Errors
+    /// It says nothing.
+    pub fn memory_bank(&self) -> Result<&patch_prototypes::Card> {
+        self.prototypes.as_ref().context("table [prototypes] is missing")
     }
 
     pub(super) fn pictures(&self) -> usize {

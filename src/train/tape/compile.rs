@@ -99,8 +99,10 @@ impl Tape {
         }
         let mut needed = vec![false; graph.nodes().len()];
         graph.outputs().iter().for_each(|value| needed[value.index()] = true);
-        for group in groups.iter().rev().filter(|group| needed[group.tail]) {
-            group.from.iter().for_each(|&from| needed[from] = true);
+        for group in groups.iter().rev() {
+            if needed[group.tail] {
+                group.from.iter().for_each(|&from| needed[from] = true);
+            }
         }
         let has_gradient = |node: usize| learned[node] && needed[node];
 
@@ -191,7 +193,7 @@ impl Tape {
                     .from
                     .iter()
                     .zip(accumulate)
-                    .map(|(from, accumulate)| Some((gradient_at[from], accumulate?)))
+                    .map(|(from, accumulate)| accumulate.map(|how| (gradient_at[from], how)))
                     .collect(),
                 spare: spare_at.get(&step).copied(),
             });

@@ -1,0 +1,198 @@
+//! The tape against candle's own differentiation of the reference.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::nn::engine;
+use crate::nn::graph::{Conv, Graph, Op, Resample};
+use crate::nn::reference::{self, batch_statistics};
+use crate::nn::{destseg, ntsnet};
+use crate::ops::interpolate::Align;
+use crate::train::parameters::Start;
+
+/// Variables, and batch norms of either kind.
+struct Variables<'a> {
+    tensors: BTreeMap<String, Var>,
+    statistics: &'a dyn Fn(&str) -> Statistics,
+}
+
+impl reference::Parameters for Variables<'_> {
+    fn get(&self, name: &str, shape: &[usize]) -> anyhow::Result<Tensor> {
+        let tensor = self.tensors[name].as_tensor().clone();
+        assert_eq!(tensor.dims(), shape, "{name}");
+        Ok(tensor)
+    }
+
+    fn statistics(&self, name: &str, xs: &Tensor) -> anyhow::Result<(Tensor, Tensor)> {
+        if (self.statistics)(name) == Statistics::Batch {
+            return batch_statistics(xs);
+        }
+        let c = xs.dim(1)?;
+        let get = |kind: &str| reference::Parameters::get(self, &format!("{name}.{kind}"), &[c]);
+        Ok((get("running_mean")?, get("running_var")?))
+    }
+}
+
+fn random(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+    (0..count).map(|_| rng.random_range(-1.0..1.0_f32)).collect()
+}
+
+/// All tensors random, variances positive; a network whose every part matters.
+fn parameters_of(graph: &Graph, seed: u64) -> Parameters {
+    let mut parameters = Parameters::begin(graph, seed, |_| Some(Start::FanOut));
+    let mut rng = ChaCha8Rng::seed_from_u64(seed + 1);
+    let names: Vec<String> = parameters.names().map(str::to_owned).collect();
+    for name in names {
+        let values = parameters.get_mut(&name).unwrap();
+        let norm = values.iter().all(|&value| value == 0.0 || value == 1.0);
+        if norm {
+            values.iter_mut().for_each(|value| *value += rng.random_range(-0.3..0.3));
+        }
+    }
+    parameters
+}
+
+/// Every output and every gradient of the sum of all outputs, weighted at random, within `bound` of
+/// the largest.
+fn same_as_candle(
+    graph: &Graph,
+    images: usize,
+    training: &Training<'_>,
+    threads: usize,
+    bound: f32,
+) {
+    let mut parameters = parameters_of(graph, 11);
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let engine = Engine::new(&engine::Config { threads: Some(threads), pin: false }).unwrap();
+    let mut tape = Tape::new(graph, images, &engine, training).unwrap();
+    let variable = |(name, tensor): (String, Tensor)| (name, Var::from_tensor(&tensor).unwrap());
+    let tensors = parameters.tensors().unwrap().into_iter().map(variable).collect();
+    let variables = Variables { tensors, statistics: training.statistics };
+
+    let mut inputs = Vec::new();
+    let given = graph.nodes().iter().filter(|node| node.op == Op::Input);
+    for (i, node) in given.enumerate() {
+        let dims = [images, node.dims.channels, node.dims.height, node.dims.width];
+        let values = random(&mut rng, dims.iter().product());
+        tape.input(i).write(&values);
+        inputs.push(Tensor::from_vec(values, &dims, &Device::Cpu).unwrap());
+    }
+    let want = reference::run_on(graph, &variables, &inputs).unwrap();
+    tape.forward(&mut parameters).unwrap();
+    let mut loss = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu).unwrap();
+    for (i, want) in want.iter().enumerate() {
+        let got = tape.output(i).read();
+        close(&got, &flat(want), bound, &format!("output {i}"));
+        let weights = random(&mut rng, got.len());
+        if let Some(gradient) = tape.output_gradient(i) {
+            gradient.write(&weights);
+            let weights = Tensor::from_vec(weights, want.dims(), &Device::Cpu).unwrap();
+            loss = (loss + (want * weights).unwrap().sum_all().unwrap()).unwrap();
+        }
+    }
+    tape.backward(&parameters).unwrap();
+    let store = loss.backward().unwrap();
+    let mut compared = 0;
+    for (name, got) in tape.gradients() {
+        let want =
+            store.get(variables.tensors[name].as_tensor()).unwrap_or_else(|| panic!("{name}"));
+        close(got, &flat(want), bound, name);
+        compared += 1;
+    }
+    let learned = graph
+        .tensors()
+        .into_iter()
+        .filter(|(name, _)| (training.learned)(name) && !name.contains("running_"));
+    assert_eq!(compared, learned.count());
+}
+
+fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn close(got: &[f32], want: &[f32], bound: f32, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let largest = want.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let off = (got - want).abs();
+        assert!(off <= bound * largest.max(1e-6), "{what} [{i}]: {got} {want}, largest {largest}");
+    }
+}
+
+const ALL: Training<'_> = Training { learned: &|_| true, statistics: &|_| Statistics::Batch };
+
+#[test]
+fn a_small_network_of_every_operation_is_candles() {
+    for threads in [1, 2] {
+        let (mut g, xs) = Graph::new(16, 24);
+        let xs = g.conv(xs, Conv::new("stem", 3, 20, 7).stride(2));
+        let xs = g.batch_norm(xs, "norm");
+        let xs = g.relu(xs);
+        let xs = g.max_pool(xs);
+        let ys = crate::nn::layers::basic_block(&mut g, xs, "block.", 33, 2);
+        let up = g.upsample(ys, (4, 6), Resample::Bilinear(Align::HalfPixel));
+        let corners = g.upsample(ys, (4, 6), Resample::Bilinear(Align::Corners));
+        let mean = g.region_mean(ys, 1);
+        let spread = g.upsample(mean, (4, 6), Resample::Nearest);
+        let sum = g.add(up, spread);
+        let gate = g.sigmoid(corners);
+        let product = g.mul(sum, gate);
+        let slope = g.leaky_relu(product, 0.2);
+        let product = g.cosine_product(slope, up);
+        let distance = g.cosine_distance(product, sum, Distance::OneMinusCosine);
+        let pooled = g.average_pool(slope, 2);
+        let wide = g.conv(slope, Conv::new("wide", 33, 32, 3).dilation(2).with_bias());
+        let all = g.concat(&[wide, xs]);
+        let last = g.conv(all, Conv::new("last", 52, 3, 1).with_bias());
+        g.set_outputs(vec![last, distance, pooled]);
+        same_as_candle(&g, 3, &ALL, threads, 2e-4);
+    }
+}
+
+#[test]
+fn the_student_of_destseg_learns_as_candle_says() {
+    let graph = destseg::Variant::default().student_training(64, 64);
+    let student = |name: &str| name.starts_with(destseg::STUDENT);
+    let training = Training {
+        learned: &student,
+        statistics: &|name| {
+            if name.starts_with(destseg::STUDENT) { Statistics::Batch } else { Statistics::Running }
+        },
+    };
+    same_as_candle(&graph, 2, &training, 2, 1e-3);
+}
+
+#[test]
+fn the_segmentation_of_destseg_learns_as_candle_says() {
+    let graph = destseg::graph(64, 64);
+    let graph = graph.to_outputs(&graph.outputs()[..1]);
+    let own = |name: &str| name.starts_with(destseg::SEGMENTATION);
+    let training = Training {
+        learned: &own,
+        statistics: &|name| {
+            if name.starts_with(destseg::SEGMENTATION) {
+                Statistics::Batch
+            } else {
+                Statistics::Running
+            }
+        },
+    };
+    same_as_candle(&graph, 2, &training, 2, 1e-3);
+}
+
+#[test]
+fn the_student_of_ntsnet_learns_as_candle_says() {
+    let graph = ntsnet::graph(64, 64);
+    let own = |name: &str| name.starts_with(ntsnet::STUDENT);
+    let training = Training {
+        learned: &own,
+        statistics: &|name| {
+            if name.starts_with(ntsnet::STUDENT) { Statistics::Batch } else { Statistics::Running }
+        },
+    };
+    same_as_candle(&graph, 2, &training, 2, 1e-3);
+}
