@@ -33,6 +33,8 @@ pub(super) struct Places {
     pub x_step: usize,
     pub x_row: usize,
     pub x_image: usize,
+    /// Where the x that comes next lies, from each place on: it is fetched meanwhile.
+    pub ahead: usize,
     /// The first block of the first place.
     pub dy: *const f32,
     pub dy_block: usize,
@@ -84,6 +86,12 @@ unsafe fn products<S: Simd, const N: usize, const P: usize>(
     first: bool,
 ) {
     let mut sums = [[s.zero(); P]; N];
+    if !first {
+        // They come from a farther cache, and are not needed before the end.
+        for i in 0..N * P {
+            s.prefetch(to.wrapping_add(i * LANES));
+        }
+    }
     for image in 0..at.images {
         for row in 0..at.rows {
             let mut x = at.x.wrapping_add(image * at.x_image + row * at.x_row);
@@ -102,6 +110,7 @@ unsafe fn products<S: Simd, const N: usize, const P: usize>(
                         }
                     }
                 }
+                s.prefetch(x.wrapping_add(at.ahead));
                 x = x.wrapping_add(at.x_step);
                 dy = dy.wrapping_add(LANES);
             }

@@ -238,6 +238,7 @@ impl Kernel for Work<'_> {
                                 x_step: stride,
                                 x_row: 0,
                                 x_image: 0,
+                                ahead: planes.row(),
                                 dy,
                                 dy_block: self.dy.plane_len(),
                                 dy_row: 0,

@@ -231,6 +231,7 @@ impl Work<'_> {
                             x_step: LANES,
                             x_row: 0,
                             x_image: 0,
+                            ahead: count * LANES,
                             dy: self.d.add(spot * self.spots.1 + first * count * LANES),
                             dy_block: count * LANES,
                             dy_row: 0,

@@ -127,28 +127,31 @@ impl Kernel for Work<'_> {
         for image in (0..out.images).step_by(whole) {
             for top in (0..out.height).step_by(rows) {
                 let bottom = (top + rows).min(out.height);
-                for tap in 0..taps {
-                    let offset = |k: usize| (k * dilation) as isize - padding as isize;
-                    let (dy, dx) = (offset(tap / kernel), offset(tap % kernel));
-                    let (y0, y1) = falls(out.height, input.height, stride, dy);
-                    let (y0, y1) = (y0.max(top), y1.min(bottom));
-                    let (x0, x1) = falls(out.width, input.width, stride, dx);
-                    if y0 >= y1 || x0 >= x1 {
-                        continue;
-                    }
-                    let at = |o: usize, by: isize| (o * stride) as isize + by;
-                    for (i, block) in depth.clone().enumerate() {
-                        let from = self.x.place(image, group_x + block, at(y0, dy), at(x0, dx));
+                let images = whole.min(out.images - image);
+                for (i, block) in depth.clone().enumerate() {
+                    for tap in 0..taps {
+                        let offset = |k: usize| (k * dilation) as isize - padding as isize;
+                        let (dy, dx) = (offset(tap / kernel), offset(tap % kernel));
+                        let (y0, y1) = falls(out.height, input.height, stride, dy);
+                        let (y0, y1) = (y0.max(top), y1.min(bottom));
+                        let (x0, x1) = falls(out.width, input.width, stride, dx);
+                        if y0 >= y1 || x0 >= x1 {
+                            continue;
+                        }
+                        let at = |o: usize, by: isize| (o * stride) as isize + by;
+                        let x = self.x.place(image, group_x + block, at(y0, dy), at(x0, dx));
+                        let dy = self.dy.place(image, group_dy, y0 as isize, x0 as isize);
                         let mut places = Places {
-                            x: from.cast_const(),
+                            x: x.cast_const(),
                             x_step: stride * LANES,
                             x_row: stride * input.row(),
                             x_image: self.x.stride() * self.x.plane_len(),
-                            dy: self.dy.place(image, group_dy, y0 as isize, x0 as isize).cast_const(),
+                            ahead: self.x.plane_len(),
+                            dy: dy.cast_const(),
                             dy_block: self.dy.plane_len(),
                             dy_row: out.row(),
                             dy_image: self.dy.stride() * self.dy.plane_len(),
-                            images: whole.min(out.images - image),
+                            images,
                             rows: y1 - y0,
                             columns: x1 - x0,
                         };
