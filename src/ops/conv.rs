@@ -98,7 +98,7 @@ impl Conv {
         }
     }
 
-    fn winograd_pays(geometry: Geometry, input: Shape) -> bool {
+    pub(super) fn winograd_pays(geometry: Geometry, input: Shape) -> bool {
         let Geometry { kernel, stride, padding, dilation, .. } = geometry;
         if kernel != 3 || stride != 1 || padding != dilation {
             return false;

@@ -21,24 +21,28 @@ const GROUP_BYTES: usize = 512 << 10;
 
 /// A convolution with its weights packed.
 pub struct DirectConv {
+    plan: Plan,
+    weights: Frozen,
+    bias: Frozen,
+}
+
+/// A convolution apart from its weights, which a run is given.
+pub(super) struct Plan {
     isa: Isa,
     geometry: Geometry,
     input: Shape,
     /// Blocks of a panel of the weights.
     panel: usize,
-    weights: Frozen, // [panels][C / 16][K][K][16][16 · blocks of the panel]
-    bias: Frozen,
 }
 
 impl DirectConv {
     /// `weights` `[O, C, K, K]`, `bias` `[O]`.
     pub fn new(isa: Isa, geometry: Geometry, weights: &[f32], bias: &[f32], input: Shape) -> Self {
         assert_eq!(weights.len(), geometry.weights(), "{geometry:?}");
-        assert!(geometry.stride > 0 && geometry.dilation > 0 && geometry.kernel > 0);
-        let panel = isa.run(Panel);
-        let weights = pack(geometry, weights, panel);
+        let plan = Plan::new(isa, geometry, input);
+        let weights = pack(geometry, weights, plan.panel);
         let bias = pack_bias(bias, geometry.c_out);
-        Self { isa, geometry, input, panel, weights, bias }
+        Self { plan, weights, bias }
     }
 
     /// Bytes of the packed weights.
@@ -48,6 +52,31 @@ impl DirectConv {
 
     /// y = stage(conv(x)); see [`super::conv::Conv::run`].
     pub fn run(&self, team: &Team, x: FeatureMap<'_>, y: FeatureMap<'_>, stage: Stage<'_>) {
+        let (weights, bias) = (self.weights.as_ptr(), self.bias.as_ptr());
+        // SAFETY: packed for this geometry.
+        unsafe { self.plan.run(team, (weights, bias), x, y, stage) };
+    }
+}
+
+impl Plan {
+    pub fn new(isa: Isa, geometry: Geometry, input: Shape) -> Self {
+        assert!(geometry.stride > 0 && geometry.dilation > 0 && geometry.kernel > 0);
+        Self { isa, geometry, input, panel: isa.run(Panel) }
+    }
+
+    /// y = stage(conv(x)).
+    ///
+    /// # Safety
+    /// `weights` are packed as [`pack`] does it for this geometry and panel, the bias has whole
+    /// blocks, and neither overlaps y.
+    pub unsafe fn run(
+        &self,
+        team: &Team,
+        (weights, bias): (*const f32, *const f32),
+        x: FeatureMap<'_>,
+        y: FeatureMap<'_>,
+        stage: Stage<'_>,
+    ) {
         check(&self.geometry, self.input, x, y, stage);
         let out = y.shape();
         let panels = out.blocks().div_ceil(self.panel);
@@ -55,10 +84,11 @@ impl DirectConv {
         let pieces = out.images * out.height.div_ceil(group) * panels;
         // Panels of one group follow each other, so that its rows stay in the cache.
         let chunk = if team.threads() == 1 { pieces } else { 1 };
-        let work = Shared((x, y, stage));
+        let work = Shared((x, y, stage, weights, bias));
         team.chunks(pieces, chunk, |_, from, to| {
-            let (x, y, stage) = work.get();
-            self.isa.run(Work { conv: self, x, y, stage, group, pieces: (from, to) });
+            let (x, y, stage, weights, bias) = work.get();
+            let pieces = (from, to);
+            self.isa.run(Work { conv: self, weights, bias, x, y, stage, group, pieces });
         });
     }
 
@@ -76,7 +106,8 @@ impl DirectConv {
     }
 }
 
-struct Panel;
+/// How many blocks a panel has.
+pub(super) struct Panel;
 
 impl Kernel for Panel {
     type Output = usize;
@@ -88,7 +119,9 @@ impl Kernel for Panel {
 }
 
 struct Work<'a> {
-    conv: &'a DirectConv,
+    conv: &'a Plan,
+    weights: *const f32, // [panels][C / 16][K][K][16][16 · blocks of the panel]
+    bias: *const f32,
     x: FeatureMap<'a>,
     y: FeatureMap<'a>,
     stage: Stage<'a>,
@@ -160,7 +193,7 @@ impl Kernel for Work<'_> {
                 };
                 // SAFETY: the panel whose first output block is `first`.
                 let weights =
-                    unsafe { self.conv.weights.as_ptr().add(first * input.blocks() * per_block) };
+                    unsafe { self.weights.add(first * input.blocks() * per_block) };
                 // The weights that come next, shared out among the pieces of the rows.
                 let across = out.width.div_ceil(S::CONV_ROWS);
                 let next_lines = (blocks * LANES).div_ceil(rows.len() * across);
@@ -179,7 +212,7 @@ impl Kernel for Work<'_> {
                         weights,
                         // SAFETY: the bias has as many blocks as y.
                         begin: (from == 0)
-                            .then(|| unsafe { self.conv.bias.as_ptr().add(first * LANES) }),
+                            .then(|| unsafe { self.bias.add(first * LANES) }),
                         residual: self.stage.residual.map(|map| {
                             (map.place(image, first, oy as isize, 0).cast_const(), map.plane_len())
                         }),

@@ -132,21 +132,38 @@ impl StemConv {
     /// If `y` has another shape, a buffer is too small, or two of the three are one.
     pub fn run(&self, team: &Team, planes: &Buffer, y: FeatureMap<'_>, scratch: &Buffer) {
         assert!(planes.len() >= self.planes.len(self.images), "{:?}", self.planes);
-        assert_eq!(y.shape(), self.output(), "the output of {:?}", self.geometry);
-        assert!(team.threads() <= self.threads, "made for {} threads", self.threads);
         assert!(scratch.len() >= self.scratch_len(), "scratch of {} numbers", scratch.len());
         assert!(!y.is_in(planes) && !y.is_in(scratch), "the output overlaps what is read");
         assert!(!self.pool || planes.as_ptr() != scratch.as_ptr(), "planes as scratch memory");
+        let from = (planes.as_ptr().cast_const(), self.weights.as_ptr(), self.bias.as_ptr());
+        // SAFETY: as just checked; the weights are packed for this geometry.
+        unsafe { self.run_on(team, from, y, scratch.as_ptr()) };
+    }
+
+    /// As [`StemConv::run`], with weights and bias from elsewhere, packed as in [`pack`].
+    ///
+    /// # Safety
+    /// Planes, weights and bias are as long as this struct says, `scratch` too; y overlaps none.
+    pub(super) unsafe fn run_on(
+        &self,
+        team: &Team,
+        from: (*const f32, *const f32, *const f32),
+        y: FeatureMap<'_>,
+        scratch: *mut f32,
+    ) {
+        assert_eq!(y.shape(), self.output(), "the output of {:?}", self.geometry);
+        assert!(team.threads() <= self.threads, "made for {} threads", self.threads);
         let rows = self.images * y.shape().height;
         let chunk =
             if team.threads() == 1 { rows } else { rows.div_ceil(2 * team.threads()).min(CHUNK) };
-        let work = Shared((planes.as_ptr().cast_const(), y, scratch.as_ptr()));
-        team.chunks(rows, chunk, |thread, from, to| {
-            let (planes, y, scratch) = work.get();
+        let work = Shared((from, y, scratch));
+        team.chunks(rows, chunk, |thread, first, last| {
+            let ((planes, weights, bias), y, scratch) = work.get();
             // SAFETY: a ring for each thread; none is used without a maximum.
             let ring =
                 scratch.wrapping_add(if self.pool { thread * RING * self.ring_row() } else { 0 });
-            self.isa.run(Work { conv: self, planes, y, ring, rows: (from, to) });
+            let rows = (first, last);
+            self.isa.run(Work { conv: self, planes, weights, bias, y, ring, rows });
         });
     }
 }
@@ -161,16 +178,19 @@ impl Kernel for Pack<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> Frozen {
-        pack(self.geometry, self.weights, S::PANEL)
+        let Geometry { c_out, kernel, .. } = self.geometry;
+        let taps = CHANNELS * kernel * kernel;
+        let mut packed = Buffer::zeroed(c_out.div_ceil(LANES) * taps * LANES);
+        pack(self.geometry, self.weights, S::PANEL, packed.as_mut_slice());
+        packed.into()
     }
 }
 
-fn pack(geometry: Geometry, weights: &[f32], panel: usize) -> Frozen {
+/// Into zeros of [panels][3][K][K][16 · blocks of the panel].
+pub(super) fn pack(geometry: Geometry, weights: &[f32], panel: usize, out: &mut [f32]) {
     let Geometry { c_out, kernel, .. } = geometry;
     let taps = CHANNELS * kernel * kernel;
     let blocks_out = c_out.div_ceil(LANES);
-    let mut packed = Buffer::zeroed(blocks_out * taps * LANES);
-    let out = packed.as_mut_slice();
     for (first, blocks) in panels(blocks_out, panel) {
         let width = blocks * LANES;
         for k in (first * LANES..(first + blocks) * LANES).take_while(|&k| k < c_out) {
@@ -180,12 +200,13 @@ fn pack(geometry: Geometry, weights: &[f32], panel: usize) -> Frozen {
             }
         }
     }
-    packed.into()
 }
 
 struct Work<'a> {
     conv: &'a StemConv,
     planes: *const f32,
+    weights: *const f32, // [panels][3][K][K][16 · blocks of the panel]
+    bias: *const f32,
     y: FeatureMap<'a>,
     ring: *mut f32,
     /// Rows of y, counted over the pictures.
@@ -275,8 +296,8 @@ impl Work<'_> {
                         plane: planes.plane(),
                         kernel,
                         stride,
-                        weights: self.conv.weights.as_ptr().add(first * taps * LANES),
-                        bias: self.conv.bias.as_ptr().add(first * LANES),
+                        weights: self.weights.add(first * taps * LANES),
+                        bias: self.bias.add(first * LANES),
                         to: to.add(first * to_plane + x * LANES),
                         to_plane,
                     };

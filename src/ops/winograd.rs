@@ -13,13 +13,13 @@ use super::feature_map::{Buffer, FeatureMap, Frozen, Shape, Shared};
 use super::gemm::{Rows, multiply, panels};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::team::Team;
+pub(super) use points::{KernelPoints, Points};
+use points::transformed;
 
-/// The points ±A and ±B.
-const A: f64 = 0.75;
-const B: f64 = 1.5;
+mod points;
 
 /// Places of a transformed tile.
-const SPOTS: usize = 36;
+pub(super) const SPOTS: usize = 36;
 
 /// Tiles that a thread works on at once, where weights come from memory each time: T tiles do T/2
 /// floating-point operations for each byte of the weights, so that with 48 a core of 285 GFLOP/s reads
@@ -41,6 +41,13 @@ const SKEW: usize = LANES;
 
 /// A convolution with its weights transformed.
 pub struct Winograd {
+    plan: Plan,
+    weights: Frozen,
+    bias: Frozen,
+}
+
+/// A convolution apart from its weights, which a run is given.
+pub(super) struct Plan {
     isa: Isa,
     geometry: Geometry,
     input: Shape,
@@ -49,8 +56,6 @@ pub struct Winograd {
     tiles: Vec<(u16, u16)>,
     /// Tiles at once.
     block: usize,
-    weights: Frozen, // [36][panels][C][16 · blocks of the panel]
-    bias: Frozen,
 }
 
 impl Winograd {
@@ -66,16 +71,10 @@ impl Winograd {
         input: Shape,
         threads: usize,
     ) -> Self {
-        let Geometry { c_out, kernel, stride, padding, dilation, .. } = geometry;
-        assert!(kernel == 3 && stride == 1 && padding == dilation && dilation > 0, "{geometry:?}");
         assert_eq!(weights.len(), geometry.weights(), "{geometry:?}");
-        let tiles = tiles(input, dilation);
-        let total = tiles.len() * input.images;
+        let plan = Plan::new(isa, geometry, input, threads);
         let weights = isa.run(Pack { geometry, weights });
-        let most = if weights.bytes() > CACHED { TILES } else { FEW_TILES };
-        // Blocks of one size, the last not a small rest.
-        let block = total.div_ceil(total.div_ceil(most));
-        Self { isa, geometry, input, threads, tiles, block, weights, bias: pack_bias(bias, c_out) }
+        Self { plan, weights, bias: pack_bias(bias, geometry.c_out) }
     }
 
     /// Tiles of a picture.
@@ -89,6 +88,43 @@ impl Winograd {
     /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
         self.weights.bytes()
+    }
+
+    /// Numbers of scratch memory that a run needs.
+    pub fn scratch_len(&self) -> usize {
+        self.plan.scratch_len()
+    }
+
+    /// y = stage(conv(x)); see [`super::conv::Conv::run`].
+    pub fn run(
+        &self,
+        team: &Team,
+        x: FeatureMap<'_>,
+        y: FeatureMap<'_>,
+        stage: Stage<'_>,
+        scratch: &Buffer,
+    ) {
+        assert!(scratch.len() >= self.scratch_len(), "scratch of {} numbers", scratch.len());
+        let held = [Some(x), Some(y), stage.residual].into_iter().flatten();
+        assert!(!{ held }.any(|map| map.is_in(scratch)), "scratch memory holds a map");
+        let (weights, bias) = (self.weights.as_ptr(), self.bias.as_ptr());
+        // SAFETY: packed for this geometry; the scratch memory is large enough and apart.
+        unsafe { self.plan.run(team, (weights, bias), x, y, stage, scratch.as_ptr()) };
+    }
+}
+
+impl Plan {
+    /// # Panics
+    /// As [`Winograd::new`].
+    pub fn new(isa: Isa, geometry: Geometry, input: Shape, threads: usize) -> Self {
+        let Geometry { kernel, stride, padding, dilation, .. } = geometry;
+        assert!(kernel == 3 && stride == 1 && padding == dilation && dilation > 0, "{geometry:?}");
+        let tiles = tiles(input, dilation);
+        let total = tiles.len() * input.images;
+        let most = if packed_len(geometry) * size_of::<f32>() > CACHED { TILES } else { FEW_TILES };
+        // Blocks of one size, the last not a small rest.
+        let block = total.div_ceil(total.div_ceil(most));
+        Self { isa, geometry, input, threads, tiles, block }
     }
 
     fn channels_in(&self) -> usize {
@@ -135,33 +171,37 @@ impl Winograd {
         (v + m) * if self.together(self.threads) { 1 } else { self.threads }
     }
 
-    /// y = stage(conv(x)); see [`super::conv::Conv::run`].
-    pub fn run(
+    /// y = stage(conv(x)).
+    ///
+    /// # Safety
+    /// `weights` are packed as [`Pack`] does it for this geometry, the bias has whole blocks, and
+    /// `scratch` is memory of `scratch_len` numbers; none of it overlaps a map.
+    pub unsafe fn run(
         &self,
         team: &Team,
+        (weights, bias): (*const f32, *const f32),
         x: FeatureMap<'_>,
         y: FeatureMap<'_>,
         stage: Stage<'_>,
-        scratch: &Buffer,
+        scratch: *mut f32,
     ) {
         check(&self.geometry, self.input, x, y, stage);
         assert_eq!(team.threads(), self.threads, "made for another team");
-        assert!(scratch.len() >= self.scratch_len(), "scratch of {} numbers", scratch.len());
-        let held = [Some(x), Some(y), stage.residual].into_iter().flatten();
-        assert!(!{ held }.any(|map| map.is_in(scratch)), "scratch memory holds a map");
         let block = self.block_for(self.threads);
         let (v_len, m_len) = self.matrices(block);
         let (all, blocks_in, blocks_out) =
             (self.total(), self.input.blocks(), self.channels_out() / LANES);
-        let work = Shared((x, y, stage, scratch.as_ptr()));
+        let work = Shared((x, y, stage, scratch, weights, bias));
         let piece = |slot: usize, tiles: (usize, usize)| {
-            let (x, y, stage, scratch) = work.get();
+            let (x, y, stage, scratch, weights, bias) = work.get();
             // SAFETY: slot < threads, for which scratch_len counts.
             let v = unsafe { scratch.add(slot * (v_len + m_len)) };
             // SAFETY: the products follow the transformed input.
             let m = unsafe { v.add(v_len) };
             Piece {
                 conv: self,
+                weights,
+                bias,
                 x,
                 y,
                 stage,
@@ -196,8 +236,14 @@ impl Winograd {
     }
 }
 
+/// Numbers of the transformed weights.
+pub(super) fn packed_len(geometry: Geometry) -> usize {
+    let whole = |channels: usize| channels.div_ceil(LANES) * LANES;
+    SPOTS * whole(geometry.c_in) * whole(geometry.c_out)
+}
+
 /// Upper left places of the tiles of one picture.
-fn tiles(input: Shape, dilation: usize) -> Vec<(u16, u16)> {
+pub(super) fn tiles(input: Shape, dilation: usize) -> Vec<(u16, u16)> {
     let starts = |side: usize| -> Vec<u16> {
         let phases = 0..dilation.min(side);
         phases.flat_map(|phase| (phase..side).step_by(4 * dilation)).map(|at| at as u16).collect()
@@ -210,7 +256,9 @@ fn tiles(input: Shape, dilation: usize) -> Vec<(u16, u16)> {
 /// Some tiles with the memory that they are worked on in.
 #[derive(Clone, Copy)]
 struct Piece<'a> {
-    conv: &'a Winograd,
+    conv: &'a Plan,
+    weights: *const f32, // [36][panels][C][16 · blocks of the panel]
+    bias: *const f32,
     x: FeatureMap<'a>,
     y: FeatureMap<'a>,
     stage: Stage<'a>,
@@ -277,41 +325,12 @@ impl Piece<'_> {
         for block in from..to {
             for t in self.tiles.0..self.tiles.1 {
                 let (image, y0, x0) = self.tile(t);
-                let inside = d == 1 && y0 + 4 <= height && x0 + 4 <= width;
                 let origin = self.x.place(image, block, -1, -1).cast_const();
-                let mut columns = [[s.zero(); 6]; 6];
-                for j in 0..6 {
-                    let mut d_j = [s.zero(); 6];
-                    if inside {
-                        for (i, value) in d_j.iter_mut().enumerate() {
-                            // SAFETY: rows y0 − 1 to y0 + 4 and columns likewise lie in the plane
-                            // with its border.
-                            *value =
-                                unsafe { s.load(origin.add((y0 + i) * row + (x0 + j) * LANES)) };
-                        }
-                    } else {
-                        // Counted from the border's corner, which is one place out.
-                        let at_x = (x0 + j * d + 1).wrapping_sub(d);
-                        for (i, value) in d_j.iter_mut().enumerate() {
-                            let at_y = (y0 + i * d + 1).wrapping_sub(d);
-                            if at_y < height + 2 && at_x < width + 2 {
-                                // SAFETY: in the plane with its border, as just checked.
-                                *value = unsafe { s.load(origin.add(at_y * row + at_x * LANES)) };
-                            }
-                        }
-                    }
-                    let column = points.input(s, d_j);
-                    for i in 0..6 {
-                        columns[i][j] = column[i];
-                    }
-                }
                 let spot = rows.place(t - self.tiles.0, block, blocks);
-                for (i, column) in columns.into_iter().enumerate() {
-                    let line = points.input(s, column);
-                    for (j, value) in line.into_iter().enumerate() {
-                        // SAFETY: row t of matrix 6i + j, within v.
-                        unsafe { s.store(self.v.add((i * 6 + j) * self.v_spot + spot), value) };
-                    }
+                // SAFETY: the corner of a plane of the shape; row t of each matrix, within v.
+                unsafe {
+                    let to = self.v.add(spot);
+                    input_tile(s, &points, (origin, row), (height, width), (y0, x0), d, to, self.v_spot);
                 }
             }
         }
@@ -327,7 +346,7 @@ impl Piece<'_> {
                 // `Pack` laid them so.
                 unsafe {
                     let (v, m) = (self.v.add(spot * self.v_spot), self.m.add(spot * self.m_spot));
-                    let u = self.conv.weights.as_ptr().add((spot * o + first * LANES) * c);
+                    let u = self.weights.add((spot * o + first * LANES) * c);
                     multiply(s, rows, (c / LANES, o / LANES), (first, panel), v, m, u);
                 }
             }
@@ -358,7 +377,7 @@ impl Piece<'_> {
                     }
                 }
                 // SAFETY: the bias has as many whole blocks as y.
-                let bias = unsafe { s.load(self.conv.bias.as_ptr().add(block * LANES)) };
+                let bias = unsafe { s.load(self.bias.add(block * LANES)) };
                 let origin = self.y.place(image, block, 0, 0);
                 let residual = self.stage.residual.map(|map| map.place(image, block, 0, 0));
                 for (i, column) in columns.into_iter().enumerate() {
@@ -386,65 +405,54 @@ impl Piece<'_> {
     }
 }
 
-/// The numbers of the transforms.
-#[derive(Clone, Copy)]
-struct Points<F> {
-    a: F,
-    b: F,
-    a2: F,
-    b2: F,
-    a3: F,
-    b3: F,
-    a2_plus_b2: F,
-    a2_b2: F,
-}
-
-impl<F: Copy> Points<F> {
-    #[inline(always)]
-    fn new<S: Simd<F = F>>(s: S) -> Self {
-        let of = |x: f64| s.splat(x as f32);
-        Self {
-            a: of(A),
-            b: of(B),
-            a2: of(A * A),
-            b2: of(B * B),
-            a3: of(A * A * A),
-            b3: of(B * B * B),
-            a2_plus_b2: of(A * A + B * B),
-            a2_b2: of(A * A * B * B),
+/// Bᵀ d B of the tile at (y0, x0), written as 36 values `spot` numbers apart.
+///
+/// # Safety
+/// `origin` is the corner of the border of a plane of `height` × `width` with `row` numbers from row
+/// to row, and `to` can take what is written.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "of a plane, a tile and a matrix")]
+pub(super) unsafe fn input_tile<S: Simd>(
+    s: S,
+    points: &Points<S::F>,
+    (origin, row): (*const f32, usize),
+    (height, width): (usize, usize),
+    (y0, x0): (usize, usize),
+    d: usize,
+    to: *mut f32,
+    spot: usize,
+) {
+    let inside = d == 1 && y0 + 4 <= height && x0 + 4 <= width;
+    let mut columns = [[s.zero(); 6]; 6];
+    for j in 0..6 {
+        let mut d_j = [s.zero(); 6];
+        if inside {
+            for (i, value) in d_j.iter_mut().enumerate() {
+                // SAFETY: rows y0 − 1 to y0 + 4 and columns likewise lie in the plane with its border.
+                *value = unsafe { s.load(origin.add((y0 + i) * row + (x0 + j) * LANES)) };
+            }
+        } else {
+            // Counted from the border's corner, which is one place out.
+            let at_x = (x0 + j * d + 1).wrapping_sub(d);
+            for (i, value) in d_j.iter_mut().enumerate() {
+                let at_y = (y0 + i * d + 1).wrapping_sub(d);
+                if at_y < height + 2 && at_x < width + 2 {
+                    // SAFETY: in the plane with its border, as just checked.
+                    *value = unsafe { s.load(origin.add(at_y * row + at_x * LANES)) };
+                }
+            }
+        }
+        let column = points.input(s, d_j);
+        for i in 0..6 {
+            columns[i][j] = column[i];
         }
     }
-
-    /// Bᵀ x.
-    #[inline(always)]
-    fn input<S: Simd<F = F>>(&self, s: S, x: [F; 6]) -> [F; 6] {
-        let first = s.neg_mul_add(self.a2_plus_b2, x[2], x[4]);
-        let last = s.neg_mul_add(self.a2_plus_b2, x[3], x[5]);
-        let (even_a, odd_a) =
-            (s.neg_mul_add(self.b2, x[2], x[4]), s.neg_mul_add(self.b2, x[1], x[3]));
-        let (even_b, odd_b) =
-            (s.neg_mul_add(self.a2, x[2], x[4]), s.neg_mul_add(self.a2, x[1], x[3]));
-        [
-            s.mul_add(self.a2_b2, x[0], first),
-            s.mul_add(self.a, odd_a, even_a),
-            s.neg_mul_add(self.a, odd_a, even_a),
-            s.mul_add(self.b, odd_b, even_b),
-            s.neg_mul_add(self.b, odd_b, even_b),
-            s.mul_add(self.a2_b2, x[1], last),
-        ]
-    }
-
-    /// Aᵀ m.
-    #[inline(always)]
-    fn output<S: Simd<F = F>>(&self, s: S, m: [F; 6]) -> [F; 4] {
-        let (sum_a, difference_a) = (s.add(m[1], m[2]), s.sub(m[1], m[2]));
-        let (sum_b, difference_b) = (s.add(m[3], m[4]), s.sub(m[3], m[4]));
-        [
-            s.add(m[0], s.add(sum_a, sum_b)),
-            s.mul_add(self.a, difference_a, s.mul(self.b, difference_b)),
-            s.mul_add(self.a2, sum_a, s.mul(self.b2, sum_b)),
-            s.mul_add(self.a3, difference_a, s.mul_add(self.b3, difference_b, m[5])),
-        ]
+    for (i, column) in columns.into_iter().enumerate() {
+        let line = points.input(s, column);
+        for (j, value) in line.into_iter().enumerate() {
+            // SAFETY: value 6i + j.
+            unsafe { s.store(to.add((i * 6 + j) * spot), value) };
+        }
     }
 }
 
@@ -466,7 +474,7 @@ impl Kernel for Pack<'_> {
 fn pack(geometry: Geometry, weights: &[f32], panel: usize) -> Frozen {
     let Geometry { c_in, c_out, .. } = geometry;
     let (c, o) = (c_in.div_ceil(LANES) * LANES, c_out.div_ceil(LANES) * LANES);
-    let mut packed = Buffer::zeroed(SPOTS * c * o);
+    let mut packed = Buffer::zeroed(packed_len(geometry));
     let out = packed.as_mut_slice();
     for (first, blocks) in panels(o / LANES, panel) {
         let width = blocks * LANES;
@@ -484,27 +492,6 @@ fn pack(geometry: Geometry, weights: &[f32], panel: usize) -> Frozen {
         }
     }
     packed.into()
-}
-
-/// G g Gᵀ [6, 6] of `g` [3, 3].
-fn transformed(g: &[f32]) -> [f64; SPOTS] {
-    let (a, b) = (A, B);
-    let (at_a, at_b) = (2.0 * a * a * (a * a - b * b), 2.0 * b * b * (b * b - a * a));
-    let rows: [[f64; 3]; 6] = [
-        [1.0 / (a * a * b * b), 0.0, 0.0],
-        [1.0 / at_a, a / at_a, a * a / at_a],
-        [1.0 / at_a, -a / at_a, a * a / at_a],
-        [1.0 / at_b, b / at_b, b * b / at_b],
-        [1.0 / at_b, -b / at_b, b * b / at_b],
-        [0.0, 0.0, 1.0],
-    ];
-    let mut half = [[0.0; 3]; 6];
-    for (half, row) in half.iter_mut().zip(&rows) {
-        for (j, value) in half.iter_mut().enumerate() {
-            *value = (0..3).map(|l| row[l] * f64::from(g[l * 3 + j])).sum();
-        }
-    }
-    std::array::from_fn(|spot| (0..3).map(|l| half[spot / 6][l] * rows[spot % 6][l]).sum())
 }
 
 #[cfg(test)]

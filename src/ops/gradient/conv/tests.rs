@@ -1,0 +1,144 @@
+//! Against the definition in f64, and the gradients against each other.
+
+use super::super::super::checks::{assert_holds, everywhere, filled, pattern, used};
+use super::super::super::conv::tests::plain;
+use super::*;
+
+/// kernel, stride, padding, dilation
+type Kind = (usize, usize, usize, usize);
+
+/// images, (C, O), groups, (H, W), kind
+type Case = (usize, (usize, usize), usize, (usize, usize), Kind);
+
+const CASES: [Case; 24] = [
+    (1, (16, 16), 1, (5, 7), (1, 1, 0, 1)),
+    (2, (20, 33), 1, (9, 13), (1, 2, 0, 1)),
+    (1, (1, 17), 1, (6, 5), (3, 1, 1, 1)),
+    (2, (17, 1), 1, (7, 9), (3, 1, 1, 1)),
+    (2, (33, 50), 1, (1, 1), (3, 1, 1, 1)),
+    (1, (40, 80), 1, (8, 8), (3, 2, 1, 1)),
+    (2, (16, 16), 1, (7, 9), (3, 2, 1, 1)),
+    (3, (32, 48), 1, (1, 6), (3, 2, 1, 1)),
+    (1, (64, 64), 1, (33, 31), (3, 1, 1, 1)),
+    (2, (48, 112), 1, (16, 12), (3, 1, 1, 1)),
+    (1, (32, 32), 1, (13, 15), (3, 1, 2, 2)),
+    (2, (16, 20), 1, (13, 9), (3, 1, 6, 6)),
+    (1, (16, 16), 1, (9, 9), (3, 1, 0, 2)),
+    (1, (16, 17), 1, (12, 9), (5, 4, 2, 1)),
+    (2, (18, 16), 1, (11, 10), (5, 1, 2, 1)),
+    (1, (16, 16), 1, (14, 13), (7, 2, 3, 1)),
+    (2, (3, 64), 1, (18, 23), (7, 2, 3, 1)),
+    (1, (3, 20), 1, (9, 8), (3, 1, 1, 1)),
+    (1, (16, 16), 1, (9, 12), (4, 3, 1, 2)),
+    (2, (64, 64), 4, (8, 8), (3, 1, 1, 1)),
+    (1, (128, 64), 4, (7, 5), (3, 2, 1, 1)),
+    (1, (32, 64), 2, (6, 6), (1, 1, 0, 1)),
+    // more channels than are summed over at once, and more tiles than are worked on at once
+    (1, (150, 70), 1, (3, 5), (5, 1, 2, 1)),
+    (1, (16, 32), 1, (60, 50), (3, 1, 1, 1)),
+];
+
+/// The definition in f64: dx and dw of Σ dy·conv(x), group by group.
+#[expect(clippy::too_many_arguments, reason = "the definition's letters")]
+fn plain_gradients(
+    geometry: Geometry,
+    groups: usize,
+    input: Shape,
+    x: &[f32],
+    w: &[f32],
+    dy: &[f32],
+) -> (Vec<f64>, Vec<f64>) {
+    let out = geometry.output(input);
+    let Geometry { c_in, c_out, kernel, stride, padding, dilation } = geometry;
+    let (c_own, o_own) = (c_in / groups, c_out / groups);
+    let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
+    for b in 0..input.images {
+        for (o, c) in (0..c_out).flat_map(|o| (0..c_own).map(move |c| (o, c))) {
+            for (oy, ox) in (0..out.height).flat_map(|y| (0..out.width).map(move |x| (y, x))) {
+                let g = f64::from(dy[((b * c_out + o) * out.height + oy) * out.width + ox]);
+                for (ky, kx) in (0..kernel).flat_map(|y| (0..kernel).map(move |x| (y, x))) {
+                    let iy = (oy * stride + ky * dilation).wrapping_sub(padding);
+                    let ix = (ox * stride + kx * dilation).wrapping_sub(padding);
+                    if iy < input.height && ix < input.width {
+                        let channel = o / o_own * c_own + c;
+                        let at = ((b * c_in + channel) * input.height + iy) * input.width + ix;
+                        let tap = ((o * c_own + c) * kernel + ky) * kernel + kx;
+                        dx[at] += g * f64::from(w[tap]);
+                        dw[tap] += g * f64::from(x[at]);
+                    }
+                }
+            }
+        }
+    }
+    (dx, dw)
+}
+
+/// The definition of `plain` with groups: the weights that others have are zero.
+fn ungrouped(geometry: Geometry, groups: usize, w: &[f32]) -> Vec<f32> {
+    let Geometry { c_in, c_out, kernel, .. } = geometry;
+    let (c_own, taps) = (c_in / groups, kernel * kernel);
+    let mut whole = vec![0.0; geometry.weights()];
+    for o in 0..c_out {
+        let first = o / (c_out / groups) * c_own;
+        whole[(o * c_in + first) * taps..][..c_own * taps]
+            .copy_from_slice(&w[o * c_own * taps..][..c_own * taps]);
+    }
+    whole
+}
+
+fn narrow(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|x| *x as f32).collect()
+}
+
+#[test]
+fn all_four_equal_the_definition_on_ragged_shapes() {
+    for (images, (c_in, c_out), groups, (height, width), kind) in CASES {
+        let (kernel, stride, padding, dilation) = kind;
+        let geometry = Geometry { c_in, c_out, kernel, stride, padding, dilation };
+        let input = Shape::new(images, c_in, height, width);
+        let out = geometry.output(input);
+        let ((from, x), (up, dy)) = (filled(input, 1), filled(out, 2));
+        let (w, bias) = (pattern(geometry.weights() / groups, 3), pattern(c_out, 4));
+        let y = narrow(&plain(geometry, input, &x, &ungrouped(geometry, groups, &w), &bias));
+        let (dx, dw) = plain_gradients(geometry, groups, input, &x, &w, &dy);
+        let (dx, dw) = (narrow(&dx), narrow(&dw));
+        let db: Vec<f32> = (0..c_out)
+            .map(|o| {
+                let of = |b: usize| &dy[(b * c_out + o) * out.places()..][..out.places()];
+                (0..images).flat_map(of).map(|x| f64::from(*x)).sum::<f64>() as f32
+            })
+            .collect();
+        // Sums of n products of numbers below 1 in f32, and Winograd's transforms, which lose a bit
+        // or two.
+        let bound = |n: usize| 2e-6 * (4.0 + 2.0 * (n as f32).sqrt());
+        let taps = kernel * kernel;
+        let bounds = [c_in / groups * taps, c_out / groups * taps, images * out.places()].map(bound);
+        let mut once: Vec<(Isa, Vec<f32>)> = Vec::new();
+        everywhere(|team, isa| {
+            let conv = TrainConv::new(isa, geometry, groups, input, team.threads(), true);
+            let what = format!("{geometry:?} {groups} {} {:?}", isa.word(), conv.words());
+            let scratch = Buffer::from_slice(&vec![f32::NAN; conv.scratch_len()]);
+            let to = used(out);
+            conv.forward(team, &w, Some(&bias), from.map(input, 0), to.map(out, 0), &scratch);
+            assert_holds(to.map(out, 0), &y, (bounds[0], 0.0), &format!("y of {what}"));
+            let to = used(input);
+            conv.input_gradient(team, &w, up.map(out, 0), to.map(input, 0), &scratch);
+            assert_holds(to.map(input, 0), &dx, (bounds[1], 0.0), &format!("dx of {what}"));
+            let mut got = vec![77.0; w.len()];
+            conv.weight_gradient(team, from.map(input, 0), up.map(out, 0), &mut got, &scratch);
+            for (i, (got, want)) in got.iter().zip(&dw).enumerate() {
+                assert!((got - want).abs() < bounds[2], "dw of {what} at {i}: {got}, not {want}");
+            }
+            // The same whatever the number of threads.
+            match once.iter().find(|(of, _)| *of == isa) {
+                Some((_, before)) => assert_eq!(&got, before, "dw of {what}"),
+                None => once.push((isa, got)),
+            }
+            let mut got = vec![77.0; c_out];
+            conv.bias_gradient(team, up.map(out, 0), &mut got);
+            for (got, want) in got.iter().zip(&db) {
+                assert!((got - want).abs() < bounds[2], "db of {what}: {got}, not {want}");
+            }
+        });
+    }
+}
