@@ -31,6 +31,8 @@ pub mod feature_map;
 pub mod gaussian;
 #[allow(unsafe_code)]
 mod gemm;
+#[allow(unsafe_code)]
+pub mod gradient;
 pub mod interpolate;
 #[allow(unsafe_code)]
 pub mod nearest_prototype;

@@ -13,7 +13,7 @@ use super::simd_math::exp;
 use super::team::Team;
 
 /// Places of a window.
-const WINDOW: usize = 9;
+pub(super) const WINDOW: usize = 9;
 
 /// Rows that a thread takes at once.
 const ROWS_AT_ONCE: usize = 2;
@@ -103,7 +103,11 @@ impl Kernel for Rows<'_> {
 /// # Safety
 /// 16 readable numbers at each.
 #[inline(always)]
-unsafe fn softmax<S: Simd>(s: S, logits: *const f32, stride: usize) -> ([S::F; WINDOW], S::F) {
+pub(super) unsafe fn softmax<S: Simd>(
+    s: S,
+    logits: *const f32,
+    stride: usize,
+) -> ([S::F; WINDOW], S::F) {
     let mut weights = [s.zero(); WINDOW];
     let mut largest = s.splat(f32::NEG_INFINITY);
     for (o, weight) in weights.iter_mut().enumerate() {
