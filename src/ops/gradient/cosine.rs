@@ -201,3 +201,160 @@ impl Tile<'_> {
         N
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::checks::{assert_holds, everywhere, filled, used};
+    use crate::ops::feature_map::Buffer;
+    use crate::shared::shared;
+
+    const SHAPES: [(usize, usize, usize, usize); 5] =
+        [(1, 16, 4, 4), (3, 21, 5, 7), (1, 64, 3, 33), (2, 40, 1, 1), (1, 1, 2, 18)];
+
+    /// n(F) of one place, f64.
+    fn unit(x: &[f64]) -> Vec<f64> {
+        let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt() + 1e-12;
+        x.iter().map(|x| x / norm).collect()
+    }
+
+    /// The gradient of f at every place, by differences: f of a, b and dy of one place.
+    fn differences(
+        [a, b, dy]: [&[f32]; 3],
+        shape: Shape,
+        f: impl Fn(&[f64], &[f64], &[f64]) -> f64,
+    ) -> Vec<f32> {
+        let (places, channels) = (shape.places(), shape.channels);
+        let mut db = vec![0.0; b.len()];
+        for (image, place) in (0..shape.images).flat_map(|b| (0..places).map(move |i| (b, i))) {
+            let of = |x: &[f32]| -> Vec<f64> {
+                let channels = x.len() / shape.images / places;
+                let at = |c: usize| (image * channels + c) * places + place;
+                (0..channels).map(|c| f64::from(x[at(c)])).collect()
+            };
+            let (a, mut own, dy) = (of(a), of(b), of(dy));
+            if own.iter().all(|b| *b == 0.0) {
+                continue;
+            }
+            for c in 0..channels {
+                let (value, step) = (own[c], 1e-6);
+                own[c] = value + step;
+                let above = f(&a, &own, &dy);
+                own[c] = value - step;
+                let below = f(&a, &own, &dy);
+                own[c] = value;
+                db[(image * channels + c) * places + place] = ((above - below) / 2e-6) as f32;
+            }
+        }
+        db
+    }
+
+    /// Two maps; a few vectors of each, and one of both, are zero.
+    fn maps(shape: Shape) -> [(Buffer, Vec<f32>); 2] {
+        [(0, 12), (1, 13)].map(|(zero, seed)| {
+            let (map, mut values) = filled(shape, seed);
+            for (i, value) in values.iter_mut().enumerate() {
+                let place = i % shape.places();
+                if place % 5 == zero && shape.places() > 1 || place == 3 {
+                    *value = 0.0;
+                }
+            }
+            map.map(shape, 0).write(&values);
+            (map, values)
+        })
+    }
+
+    /// `b` is short where the shape has one channel: then the gradient is 0 and differences are noise.
+    const BOUND: (f32, f32) = (2e-6, 1e-4);
+
+    #[test]
+    fn the_gradient_of_a_distance_is_what_differences_say() {
+        for shape in SHAPES.map(|(b, c, h, w)| Shape::new(b, c, h, w)) {
+            let single = Shape { channels: 1, ..shape };
+            let [(a, a_values), (b, b_values)] = maps(shape);
+            let (dy, dy_values) = filled(single, 14);
+            let want = differences([&a_values, &b_values, &dy_values], shape, |a, b, dy| {
+                let (a, b) = (unit(a), unit(b));
+                dy[0] * (1.0 - a.iter().zip(&b).map(|(a, b)| a * b).sum::<f64>())
+            });
+            everywhere(|team, isa| {
+                let out = used(shape);
+                let (db, dy) = (out.map(shape, 0), dy.map(single, 0));
+                let maps = [a.map(shape, 0), b.map(shape, 0)];
+                cosine_distance(team, isa, maps, dy, Accumulate::Set, db);
+                assert_holds(db, &want, BOUND, "distance");
+                cosine_distance(team, isa, maps, dy, Accumulate::Add, db);
+                let twice: Vec<f32> = want.iter().map(|x| 2.0 * x).collect();
+                assert_holds(db, &twice, BOUND, "distance, added");
+            });
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_a_product_is_what_differences_say() {
+        for shape in SHAPES.map(|(b, c, h, w)| Shape::new(b, c, h, w)) {
+            let [(a, a_values), (b, b_values)] = maps(shape);
+            let (dy, dy_values) = filled(shape, 15);
+            let want = differences([&a_values, &b_values, &dy_values], shape, |a, b, dy| {
+                let (a, b) = (unit(a), unit(b));
+                -a.iter().zip(&b).zip(dy).map(|((a, b), dy)| a * b * dy).sum::<f64>()
+            });
+            everywhere(|team, isa| {
+                let out = used(shape);
+                let (db, dy) = (out.map(shape, 0), dy.map(shape, 0));
+                let maps = [a.map(shape, 0), b.map(shape, 0)];
+                cosine_product(team, isa, maps, dy, Accumulate::Set, db);
+                assert_holds(db, &want, BOUND, "product");
+            });
+        }
+    }
+
+    #[test]
+    fn nan_stays() {
+        let shape = Shape::new(1, 20, 1, 3);
+        let single = Shape { channels: 1, ..shape };
+        let [(a, _), (b, _), (dy, _)] =
+            [(shape, 1), (shape, 2), (single, 3)].map(|(s, i)| filled(s, i));
+        b.map(shape, 0).set(0, 17, 0, 1, f32::NAN);
+        everywhere(|team, isa| {
+            let out = used(shape);
+            let (maps, db) = ([a.map(shape, 0), b.map(shape, 0)], out.map(shape, 0));
+            cosine_distance(team, isa, maps, dy.map(single, 0), Accumulate::Set, db);
+            assert!((0..20).all(|c| db.get(0, c, 0, 1).is_nan() && db.get(0, c, 0, 2).is_finite()));
+        });
+    }
+
+    /// Of the sum over pictures of each level's mean distance.
+    #[test]
+    fn equals_the_vectors() {
+        let Some(path) = shared("spec/vectors/destseg_features.json") else { return };
+        let file: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let list = |value: &serde_json::Value| -> Vec<f32> {
+            serde_json::from_value(value["data"].clone()).unwrap()
+        };
+        for level in 1..=3 {
+            let (teacher, student) = (
+                &file["inputs"][format!("teacher{level}")],
+                &file["inputs"][format!("student{level}")],
+            );
+            let side = |i: usize| teacher["shape"][i].as_u64().unwrap() as usize;
+            let shape = Shape::new(side(0), side(1), side(2), side(3));
+            let single = Shape { channels: 1, ..shape };
+            let [a, b, dy] = [shape, shape, single].map(|shape| Buffer::zeroed(shape.len()));
+            let (a, b, dy) = (a.map(shape, 0), b.map(shape, 0), dy.map(single, 0));
+            a.write(&list(teacher));
+            b.write(&list(student));
+            dy.write(&vec![1.0 / shape.places() as f32; shape.images * shape.places()]);
+            let name = format!("grad_student{level}_of_loss_batchsum");
+            let want = list(&file["expected"][&name]);
+            everywhere(|team, isa| {
+                let out = used(shape);
+                let db = out.map(shape, 0);
+                cosine_distance(team, isa, [a, b], dy, Accumulate::Set, db);
+                // The file's own tolerance.
+                assert_holds(db, &want, (2e-5, 1e-4), &name);
+            });
+        }
+    }
+}

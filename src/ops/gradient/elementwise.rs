@@ -174,3 +174,112 @@ impl<O: Lanewise> Kernel for EachRow<'_, O> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::checks::{assert_holds, everywhere, filled, used};
+    use crate::ops::feature_map::{Buffer, Shape};
+
+    /// Of one map (y, or a product's other factor).
+    type Op = fn(&Team, Isa, FeatureMap<'_>, FeatureMap<'_>, Accumulate, FeatureMap<'_>);
+
+    struct Case {
+        name: &'static str,
+        op: Op,
+        /// dx of y and dy.
+        plain: fn(f32, f32) -> f32,
+    }
+
+    const CASES: [Case; 5] = [
+        Case {
+            name: "add",
+            op: |team, isa, _, dy, into, dx| add(team, isa, dy, into, dx),
+            plain: |_, dy| dy,
+        },
+        Case { name: "mul", op: mul, plain: |b, dy| dy * b },
+        Case { name: "relu", op: relu, plain: |y, dy| if y > 0.0 { dy } else { 0.0 } },
+        Case {
+            name: "leaky_relu",
+            op: |team, isa, y, dy, into, dx| leaky_relu(team, isa, 0.2, y, dy, into, dx),
+            plain: |y, dy| if y > 0.0 { dy } else { 0.2 * dy },
+        },
+        Case { name: "sigmoid", op: sigmoid, plain: |y, dy| dy * (y * (1.0 - y)) },
+    ];
+
+    const SHAPES: [(usize, usize, usize, usize); 4] =
+        [(1, 16, 4, 4), (3, 21, 5, 7), (2, 40, 1, 1), (1, 1, 3, 2)];
+
+    #[test]
+    fn equal_their_scalar_twins_set_added_and_in_place() {
+        for shape in SHAPES.map(|(b, c, h, w)| Shape::new(b, c, h, w)) {
+            let ((y, mut y_values), (dy, dy_values)) = (filled(shape, 1), filled(shape, 2));
+            // Where a ReLU has been, many are zero.
+            y_values.iter_mut().step_by(3).for_each(|y| *y = 0.0);
+            y.map(shape, 0).write(&y_values);
+            let (y, dy) = (y.map(shape, 0), dy.map(shape, 0));
+            for Case { name, op, plain } in &CASES {
+                let want: Vec<f32> =
+                    y_values.iter().zip(&dy_values).map(|(y, dy)| plain(*y, *dy)).collect();
+                everywhere(|team, isa| {
+                    let out = used(shape);
+                    let dx = out.map(shape, 0);
+                    op(team, isa, y, dy, Accumulate::Set, dx);
+                    // Rounded as the scalar is.
+                    assert_holds(dx, &want, (0.0, 0.0), name);
+                    op(team, isa, y, dy, Accumulate::Add, dx);
+                    let twice: Vec<f32> = want.iter().map(|x| x + x).collect();
+                    assert_holds(dx, &twice, (0.0, 0.0), name);
+                    let own = Buffer::zeroed(shape.len());
+                    let own = own.map(shape, 0);
+                    own.write(&dy_values);
+                    op(team, isa, y, own, Accumulate::Set, own);
+                    assert_holds(own, &want, (0.0, 0.0), name);
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_of_a_concatenation_is_read_and_written() {
+        let (whole, part) = (Shape::new(2, 64, 3, 3), Shape::new(2, 20, 3, 3));
+        let ((dy, _), (more, values)) = (filled(whole, 3), filled(part, 4));
+        let window = dy.map(whole, 0).channels(32, 20);
+        // Past the part's channels a concatenation holds nothing.
+        window.channels(0, 32).write(&vec![0.0; 2 * 32 * 9]);
+        window.write(&values);
+        everywhere(|team, isa| {
+            let out = used(part);
+            add(team, isa, window, Accumulate::Set, out.map(part, 0));
+            assert_holds(out.map(part, 0), &values, (0.0, 0.0), "a part");
+            let wide = Buffer::zeroed(whole.len());
+            let to = wide.map(whole, 0).channels(16, 20);
+            add(team, isa, more.map(part, 0), Accumulate::Add, to);
+            assert_holds(to, &values, (0.0, 0.0), "into a window");
+            assert!(wide.map(whole, 0).channels(48, 16).read().iter().all(|x| *x == 0.0));
+        });
+    }
+
+    #[test]
+    fn nan_passes_a_relu_and_a_nan_result_stops_nothing() {
+        let shape = Shape::new(1, 16, 1, 2);
+        let (y, dy, dx) = (used(shape), used(shape), used(shape));
+        let (y, dy, dx) = (y.map(shape, 0), dy.map(shape, 0), dx.map(shape, 0));
+        y.set(0, 3, 0, 0, f32::NAN);
+        dy.set(0, 4, 0, 1, f32::NAN);
+        everywhere(|team, isa| {
+            relu(team, isa, y, dy, Accumulate::Set, dx);
+            assert_eq!(dx.get(0, 3, 0, 0), 77.0);
+            assert!(dx.get(0, 4, 0, 1).is_nan());
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "shares a part")]
+    fn adding_to_an_argument_is_refused() {
+        let shape = Shape::new(1, 16, 2, 2);
+        let (map, _) = filled(shape, 5);
+        let map = map.map(shape, 0);
+        add(&Team::alone(), Isa::Portable, map, Accumulate::Add, map);
+    }
+}

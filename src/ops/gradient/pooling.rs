@@ -186,3 +186,108 @@ impl Kernel for MeanRows<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::checks::{assert_holds, everywhere, filled, used};
+    use crate::ops::pooling;
+
+    fn plain_max(x: &[f32], dy: &[f32], shape: Shape) -> Vec<f32> {
+        let (height, width) = (shape.height, shape.width);
+        let pooled = (height.div_ceil(2), width.div_ceil(2));
+        let mut dx = vec![0.0; x.len()];
+        for (plane, x) in x.chunks(shape.places()).enumerate() {
+            for (row, column) in (0..pooled.0).flat_map(|y| (0..pooled.1).map(move |x| (y, x))) {
+                let side = |i: usize, side: usize| (2 * i).saturating_sub(1)..(2 * i + 2).min(side);
+                let mut best = None;
+                for y in side(row, height) {
+                    for i in side(column, width).map(|column| y * width + column) {
+                        if best.is_none_or(|best: usize| x[i] > x[best]) {
+                            best = Some(i);
+                        }
+                    }
+                }
+                dx[plane * shape.places() + best.unwrap()] +=
+                    dy[(plane * pooled.0 + row) * pooled.1 + column];
+            }
+        }
+        dx
+    }
+
+    #[test]
+    fn a_maximum_gives_to_the_first_place_that_holds_it() {
+        let shapes = [(1, 16, 8, 8), (3, 21, 5, 7), (1, 40, 1, 2), (2, 3, 1, 1), (1, 17, 6, 9)];
+        for shape in shapes.map(|(b, c, h, w)| Shape::new(b, c, h, w)) {
+            let (x, mut values) = filled(shape, 5);
+            // As behind a ReLU, half are equal.
+            values.iter_mut().for_each(|x| *x = (*x * 4.0).round().max(0.0));
+            x.map(shape, 0).write(&values);
+            let pooled =
+                Shape { height: shape.height.div_ceil(2), width: shape.width.div_ceil(2), ..shape };
+            let (dy, dy_values) = filled(pooled, 6);
+            let want = plain_max(&values, &dy_values, shape);
+            everywhere(|team, isa| {
+                let (out, dx) = (used(pooled), used(shape));
+                let (x, y, dx) = (x.map(shape, 0), out.map(pooled, 0), dx.map(shape, 0));
+                pooling::max_pool(team, isa, x, y);
+                let maps = [x, y, dy.map(pooled, 0)];
+                max_pool(team, isa, maps, Accumulate::Set, dx);
+                // At most four numbers below 1, in some order.
+                assert_holds(dx, &want, (3e-7, 0.0), "maximum");
+                max_pool(team, isa, maps, Accumulate::Add, dx);
+                let twice: Vec<f32> = want.iter().map(|x| 2.0 * x).collect();
+                assert_holds(dx, &twice, (1e-6, 0.0), "maximum, added");
+            });
+        }
+    }
+
+    /* x = (torch.arange(30.) * 7 % 5).view(1, 1, 5, 6).requires_grad_()
+    y = F.max_pool2d(x, 3, 2, 1)
+    y.backward(torch.arange(1., 10).view_as(y)); print(list(enumerate(x.grad.flatten()))) */
+    #[test]
+    fn torch_gives_to_the_same_places() {
+        let mut want = vec![0.0; 30];
+        let given = [(2, 2.0), (4, 3.0), (7, 10.0), (17, 6.0), (19, 7.0), (22, 9.0), (27, 8.0)];
+        for (place, value) in given {
+            want[place] = value;
+        }
+        let (shape, pooled) = (Shape::new(1, 1, 5, 6), Shape::new(1, 1, 3, 3));
+        everywhere(|team, isa| {
+            let [x, dx] = [(); 2].map(|()| used(Shape::new(1, 16, 5, 6)));
+            let [y, dy] = [(); 2].map(|()| used(Shape::new(1, 16, 3, 3)));
+            let (x, dx) = (x.map(shape, 0), dx.map(shape, 0));
+            let (y, dy) = (y.map(pooled, 0), dy.map(pooled, 0));
+            x.write(&(0..30).map(|i| (i * 7 % 5) as f32).collect::<Vec<_>>());
+            dy.write(&(1..10).map(|i| i as f32).collect::<Vec<_>>());
+            pooling::max_pool(team, isa, x, y);
+            max_pool(team, isa, [x, y, dy], Accumulate::Set, dx);
+            assert_eq!(dx.read(), want);
+        });
+    }
+
+    #[test]
+    fn means_share_out_what_they_get() {
+        for (b, c, h, w, parts) in [(1, 16, 8, 8, 2), (3, 21, 6, 9, 3), (2, 40, 5, 5, 1)] {
+            let shape = Shape::new(b, c, h, w);
+            let pooled = Shape { height: parts, width: parts, ..shape };
+            let (dy, values) = filled(pooled, 7);
+            let (height, width) = (h / parts, w / parts);
+            let mut want = Vec::new();
+            for plane in values.chunks(parts * parts) {
+                for (y, x) in (0..h).flat_map(|y| (0..w).map(move |x| (y, x))) {
+                    want.push(plane[y / height * parts + x / width] / (height * width) as f32);
+                }
+            }
+            everywhere(|team, isa| {
+                let dx = used(shape);
+                let dx = dx.map(shape, 0);
+                mean(team, isa, dy.map(pooled, 0), Accumulate::Set, dx);
+                assert_holds(dx, &want, (0.0, 0.0), "means");
+                mean(team, isa, dy.map(pooled, 0), Accumulate::Add, dx);
+                let twice: Vec<f32> = want.iter().map(|x| 2.0 * x).collect();
+                assert_holds(dx, &twice, (0.0, 0.0), "means, added");
+            });
+        }
+    }
+}

@@ -142,3 +142,85 @@ impl Kernel for GatherRows<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::checks::{assert_holds, everywhere, filled, used};
+    use crate::ops::interpolate::bilinear_planes;
+
+    const SIZES: [((usize, usize), (usize, usize)); 7] = [
+        ((4, 4), (8, 8)),
+        ((5, 7), (10, 14)),
+        ((3, 2), (7, 13)),
+        ((6, 9), (4, 5)),
+        ((11, 13), (2, 3)),
+        ((1, 1), (3, 4)),
+        ((1, 3), (1, 1)),
+    ];
+
+    /// The transpose of `forward`, which is linear, on one plane after the other: ⟨dy, forward(eᵢ)⟩.
+    fn transpose(
+        dy: &[f32],
+        [from, to]: [(usize, usize); 2],
+        forward: impl Fn(&[f32]) -> Vec<f32>,
+    ) -> Vec<f32> {
+        let mut dx = Vec::new();
+        for dy in dy.chunks(to.0 * to.1) {
+            for i in 0..from.0 * from.1 {
+                let mut unit = vec![0.0; from.0 * from.1];
+                unit[i] = 1.0;
+                let parts = forward(&unit);
+                let sum: f64 =
+                    dy.iter().zip(&parts).map(|(dy, x)| f64::from(*dy) * f64::from(*x)).sum();
+                dx.push(sum as f32);
+            }
+        }
+        dx
+    }
+
+    fn check(
+        upsample: &Upsample,
+        [from, to]: [(usize, usize); 2],
+        forward: &dyn Fn(&[f32]) -> Vec<f32>,
+    ) {
+        for (b, c) in [(1, 16), (3, 21), (1, 1)] {
+            let (shape, wide) = (Shape::new(b, c, from.0, from.1), Shape::new(b, c, to.0, to.1));
+            let (dy, values) = filled(wide, 7);
+            let want = transpose(&values, [from, to], forward);
+            everywhere(|team, isa| {
+                let dx = used(shape);
+                let dx = dx.map(shape, 0);
+                upsample.run(team, isa, dy.map(wide, 0), Accumulate::Set, dx);
+                // Fewer than a hundred products of numbers below 1.
+                assert_holds(dx, &want, (2e-6, 1e-6), "upsampling");
+                upsample.run(team, isa, dy.map(wide, 0), Accumulate::Add, dx);
+                let twice: Vec<f32> = want.iter().map(|x| 2.0 * x).collect();
+                assert_holds(dx, &twice, (4e-6, 1e-6), "upsampling, added");
+            });
+        }
+    }
+
+    #[test]
+    fn bilinear_is_the_transpose_of_the_way_forward() {
+        for (from, to) in SIZES {
+            for align in [Align::HalfPixel, Align::Corners] {
+                let forward = |x: &[f32]| bilinear_planes(x, from, to, align);
+                check(&Upsample::bilinear(from, to, align), [from, to], &forward);
+            }
+        }
+    }
+
+    #[test]
+    fn nearest_is_the_transpose_of_the_way_forward() {
+        for (from, to) in SIZES {
+            let forward = |x: &[f32]| {
+                let places = (0..to.0).flat_map(|y| (0..to.1).map(move |i| (y, i)));
+                places
+                    .map(|(y, i)| x[y * from.0 / to.0 * from.1 + i * from.1 / to.1])
+                    .collect::<Vec<_>>()
+            };
+            check(&Upsample::nearest(from, to), [from, to], &forward);
+        }
+    }
+}

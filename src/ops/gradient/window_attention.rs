@@ -137,3 +137,162 @@ impl Planes<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::checks::{assert_holds, everywhere, pattern, used};
+    use crate::ops::feature_map::{Buffer, Shape};
+    use crate::ops::window_attention::logit_source;
+
+    /// Place o of the window around place i: its place on the map, if it is there.
+    fn neighbour(i: usize, o: usize, shape: Shape) -> Option<usize> {
+        let (row, column) = (i / shape.width + o / 3, i % shape.width + o % 3);
+        let inside = (1..=shape.height).contains(&row) && (1..=shape.width).contains(&column);
+        inside.then(|| (row - 1) * shape.width + column - 1)
+    }
+
+    /// Logits [B, 9·G, H, W] with channel 9g + o, values and dy [B, C, H, W] → their gradients, f64.
+    fn plain(
+        [logits, values, dy]: [&[f32]; 3],
+        groups: usize,
+        shape: Shape,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let places = shape.places();
+        let (mut d_logits, mut d_values) = (vec![0.0; logits.len()], vec![0.0; values.len()]);
+        for (b, c) in (0..shape.images).flat_map(|b| (0..shape.channels).map(move |c| (b, c))) {
+            let plane = (b * shape.channels + c) * places;
+            for i in 0..places {
+                let logit = |o: usize| (b * groups * WINDOW + c % groups * WINDOW + o) * places + i;
+                let sum: f64 = (0..WINDOW).map(|o| f64::from(logits[logit(o)]).exp()).sum();
+                let weight = |o: usize| f64::from(logits[logit(o)]).exp() / sum;
+                let dy = f64::from(dy[plane + i]);
+                let part = |o: usize| {
+                    neighbour(i, o, shape).map_or(0.0, |at| dy * f64::from(values[plane + at]))
+                };
+                let mean: f64 = (0..WINDOW).map(|o| weight(o) * part(o)).sum();
+                for o in 0..WINDOW {
+                    d_logits[logit(o)] += weight(o) * (part(o) - mean);
+                    if let Some(at) = neighbour(i, o, shape) {
+                        d_values[plane + at] += weight(o) * dy;
+                    }
+                }
+            }
+        }
+        let f32s = |x: Vec<f64>| x.into_iter().map(|x| x as f32).collect();
+        (f32s(d_logits), f32s(d_values))
+    }
+
+    /// The engine's gradients on logits in the definition's order; copies of a group are added up.
+    fn engine(
+        (team, isa): (&Team, Isa),
+        [logits, values, dy]: [&[f32]; 3],
+        groups: usize,
+        shape: Shape,
+        into: Accumulate,
+    ) -> (Vec<f32>, Buffer) {
+        let source = logit_source(groups);
+        let wide = Shape { channels: source.len(), ..shape };
+        let [a, v, g] = [wide, shape, shape].map(|shape| Buffer::zeroed(shape.len()));
+        let (a, v, g) = (a.map(wide, 0), v.map(shape, 0), g.map(shape, 0));
+        let places = shape.places();
+        let plane = |b: usize, c: usize| (b * groups * WINDOW + c) * places;
+        let ordered: Vec<f32> = (0..shape.images)
+            .flat_map(|b| source.iter().map(move |&c| plane(b, c)))
+            .flat_map(|from| logits[from..from + places].iter().copied())
+            .collect();
+        a.write(&ordered);
+        v.write(values);
+        g.write(dy);
+        let (d_logits, d_values) = match into {
+            Accumulate::Set => (used(wide), used(shape)),
+            Accumulate::Add => (Buffer::zeroed(wide.len()), Buffer::zeroed(shape.len())),
+        };
+        let (da, dv) = (d_logits.map(wide, 0), d_values.map(shape, 0));
+        window_attention(team, isa, [a, v, g], (into, da), (into, dv));
+        let mut sums = vec![0.0; logits.len()];
+        let channels = (0..shape.images).flat_map(|b| source.iter().map(move |&c| plane(b, c)));
+        for (to, own) in channels.zip(da.read().chunks(places)) {
+            sums[to..to + places].iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+        }
+        (sums, d_values)
+    }
+
+    #[test]
+    fn equals_its_scalar_twin() {
+        let cases = [
+            (1, (1, 5, 1, 1)),
+            (2, (2, 16, 5, 5)),
+            (8, (1, 64, 3, 7)),
+            (16, (2, 48, 4, 2)),
+            (32, (1, 96, 3, 3)),
+            (8, (3, 17, 2, 1)),
+        ];
+        for (groups, (b, c, h, w)) in cases {
+            let shape = Shape::new(b, c, h, w);
+            let logits = pattern(b * groups * WINDOW * h * w, 21);
+            let (values, dy) = (pattern(b * c * h * w, 22), pattern(b * c * h * w, 23));
+            let maps = [&logits[..], &values[..], &dy[..]];
+            let (want_logits, want_values) = plain(maps, groups, shape);
+            everywhere(|team, isa| {
+                for into in [Accumulate::Set, Accumulate::Add] {
+                    let (d_logits, d_values) = engine((team, isa), maps, groups, shape, into);
+                    // Up to 12 channels and nine places of products below 1.
+                    assert_holds(d_values.map(shape, 0), &want_values, (1e-6, 1e-6), "values");
+                    for (got, want) in d_logits.iter().zip(&want_logits) {
+                        assert!((got - want).abs() < 2e-6, "{} {got} {want}", isa.word());
+                    }
+                }
+            });
+        }
+    }
+
+    /* s = lambda n, a, m, q: torch.arange(n).mul(a).remainder(m) / q
+    a = s(72, 7, 11, 4.).view(1, 2, 9, 2, 2).requires_grad_()
+    v = s(16, 5, 13, 4.).view(1, 4, 2, 2).requires_grad_()
+    u = F.unfold(v, 3, padding=1).view(1, 4, 9, 2, 2)
+    y = (a.softmax(2)[:, torch.arange(4) % 2] * u).sum(2)
+    y.backward(s(16, 3, 7, 4.).view_as(y)); print(a.grad.flatten()[:12], v.grad.flatten()) */
+    #[test]
+    fn torch_says_the_same() {
+        let numbers = |n: usize, a: usize, m: usize| -> Vec<f32> {
+            (0..n).map(|i| (i * a % m) as f32 / 4.0).collect()
+        };
+        let (logits, values, dy) = (numbers(72, 7, 11), numbers(16, 5, 13), numbers(16, 3, 7));
+        let want_logits = [
+            -0.023_084, -0.300_187, -0.032_013, -0.179_161, -0.103_454, -0.086_005, -0.115_577,
+            0.142_711, -0.029_64, -0.385_448, 0.126_725, -0.022_648,
+        ];
+        let want_values = [
+            0.524_215, 0.295_662, 0.379_637, 0.108_768, 0.215_538, 0.269_619, 0.346_197, 0.355_362,
+            0.602_404, 0.608_111, 0.780_83, 0.223_711, 0.212_421, 0.242_049, 0.310_797, 0.089_045,
+        ];
+        let shape = Shape::new(1, 4, 2, 2);
+        everywhere(|team, isa| {
+            let maps = [&logits[..], &values[..], &dy[..]];
+            let (d_logits, d_values) = engine((team, isa), maps, 2, shape, Accumulate::Set);
+            // Six printed digits.
+            assert_holds(d_values.map(shape, 0), &want_values, (1.5e-6, 0.0), "values");
+            for (got, want) in d_logits.iter().zip(want_logits) {
+                assert!((got - want).abs() < 1.5e-6, "{got} {want}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_nan_logit_shows() {
+        let shape = Shape::new(1, 16, 1, 2);
+        let mut logits = pattern(2 * WINDOW * 2, 24);
+        logits[WINDOW * 2 + 1] = f32::NAN;
+        let values = pattern(32, 25);
+        everywhere(|team, isa| {
+            let maps = [&logits[..], &values[..], &values[..]];
+            let (d_logits, d_values) = engine((team, isa), maps, 2, shape, Accumulate::Set);
+            for (i, d) in d_logits.iter().enumerate() {
+                assert_eq!(d.is_nan(), i / 18 == 1 && i % 2 == 1, "logit {i}");
+            }
+            let d_values = d_values.map(shape, 0).read();
+            assert!(d_values.iter().enumerate().all(|(i, d)| d.is_nan() == (i / 2 % 2 == 1)));
+        });
+    }
+}
