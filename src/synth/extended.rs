@@ -11,8 +11,8 @@ use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 use super::affine::Affine;
-use super::augment::{self, Menu};
 use super::blend::{self, Opacity};
+use super::simulated::recolour;
 use super::target_area::{self, keep_within};
 use super::{SampleKey, Synthetic, Tag, foreground};
 use crate::dataset::mask::Mask;
@@ -72,7 +72,7 @@ impl Config {
 /// area.
 ///
 /// Draws, of [`Tag::Extended`]: one u of [0, 1), below `identity_prob` the seen anomaly as it is; 2 of
-/// [`Menu::Prn`]; then for each move the rotation, the shear along x and y in degrees, and the x and y
+/// [`Menu::Prn`](super::augment::Menu::Prn); then for each move the rotation, the shear along x and y in degrees, and the x and y
 /// that the middle comes to, all uniform. Of [`Tag::TargetArea`] what [`target_area::draw`] draws, of
 /// [`Tag::Blend`] the opacity. Which anomaly and which normal picture are the caller's draws.
 ///
@@ -98,14 +98,11 @@ pub fn make(
     if rng.random::<f64>() < config.identity_prob {
         return Ok(Synthetic { image: picture.convert(), mask: mask.clone() });
     }
-    let recoloured = augment::apply(&augment::draw(Menu::Prn, PRN_DRAWN, &mut rng), picture);
+    let recoloured = recolour(picture, &mut rng);
     let (moved, mask) = place(mask, foreground, config, &mut rng, &mut key.rng(Tag::TargetArea));
     let opacity = config.opacity.draw(&mut key.rng(Tag::Blend));
     Ok(blend::lay(normal, &moved.warp_rgb(&recoloured), mask, opacity))
 }
-
-/// PRN's Aug_1 takes 2 of its 7 operations.
-const PRN_DRAWN: usize = 2;
 
 /// Below 45, where two shears may leave a line.
 const MOST_SHEAR_DEG: f64 = 40.0;
@@ -176,7 +173,7 @@ struct Bounds {
 impl Bounds {
     /// `None` of an empty mask.
     fn of(mask: &Mask) -> Option<Bounds> {
-        let mut rows = mask.inside.chunks_exact(mask.width);
+        let rows = mask.inside.chunks_exact(mask.width);
         let top = rows.clone().position(|row| row.contains(&true))?;
         let bottom = mask.height - 1 - rows.clone().rev().position(|row| row.contains(&true))?;
         let left = rows.clone().filter_map(|row| row.iter().position(|&inside| inside)).min()?;

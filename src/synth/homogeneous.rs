@@ -5,27 +5,24 @@ use anyhow::{Result, ensure};
 use image::{RgbImage, imageops};
 use rand::{Rng, RngExt};
 
-use super::augment::{self, Menu};
+use super::simulated::recolour;
 
 /// Cells from side to side; MemSeg's code and PRN's paper have the same.
 const GRID: u32 = 8;
 
 const CELLS: usize = (GRID * GRID) as usize;
 
-/// PRN's Aug_1 takes 2 of its 7 operations.
-const OPERATIONS: usize = 2;
-
 /// An anomaly source made of a normal picture, which need not be the one that the anomaly comes on
 /// (G-4): PRN's colour augmentation, then the shuffled grid.
 ///
-/// Draws, in this order: 2 of [`Menu::Prn`] as [`augment::draw`] says; Fisher-Yates, for k from 63
+/// Draws, in this order: 2 of [`Menu::Prn`](super::augment::Menu::Prn); Fisher-Yates, for k from 63
 /// down to 1 a j uniform in 0..=k that k changes places with.
 ///
 /// # Errors
 /// As [`shuffle_grid`].
 pub fn source(normal: &RgbImage, rng: &mut impl Rng) -> Result<RgbImage> {
-    let augmented = augment::apply(&augment::draw(Menu::Prn, OPERATIONS, rng), normal);
-    shuffle_grid(&augmented, &permutation(rng))
+    let recoloured = recolour(normal, rng);
+    shuffle_grid(&recoloured, &permutation(rng))
 }
 
 /// The picture cut into 8 by 8 cells; cell k of the result, counted along the rows, is cell `order[k]`.

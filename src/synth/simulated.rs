@@ -6,7 +6,7 @@
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
-use rand::RngExt;
+use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 use super::augment::{self, Menu};
@@ -102,7 +102,7 @@ pub fn make(
     let mut rng = key.rng(Tag::Source);
     let anomaly = if rng.random::<f64>() < config.heterogeneous_share {
         let texture = source.picture(&mut rng, width, height)?;
-        augment::apply(&augment::draw(Menu::Prn, PRN_DRAWN, &mut rng), &texture)
+        recolour(&texture, &mut rng)
     } else {
         homogeneous::source(other, &mut rng)?
     };
@@ -135,8 +135,10 @@ pub fn textured(
     Ok(blend::lay(normal, &anomaly, mask, opacity))
 }
 
-/// PRN's Aug_1 takes 2 of its 7 operations.
-const PRN_DRAWN: usize = 2;
+/// PRN's Aug_1: 2 of the 7 operations of [`Menu::Prn`].
+pub(super) fn recolour(picture: &RgbImage, rng: &mut impl Rng) -> RgbImage {
+    augment::apply(&augment::draw(Menu::Prn, 2, rng), picture)
+}
 
 const DRAEM_OPERATIONS: usize = 10;
 
