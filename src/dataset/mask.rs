@@ -1,8 +1,14 @@
 //! Truth masks brought to a detector's resolution by the protocol of DeSTSeg (Zhang et al. 2023,
 //! section 4.2): bilinear with antialias, then 1 where at least one half.
 
-use anyhow::{Result, bail};
-use image::GrayImage;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use image::{DynamicImage, GrayImage};
+
+use crate::camera::folder;
+use crate::frame::Image;
+use crate::ops::interpolate::{Align, bilinear_planes};
 
 /// Where a picture is anomalous.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +23,30 @@ impl Mask {
     /// No place is anomalous.
     pub fn empty(width: usize, height: usize) -> Mask {
         Mask { width, height, inside: vec![false; width * height] }
+    }
+
+    /// A mask file at `width` × `height`; see [`at_resolution`].
+    ///
+    /// # Errors
+    /// A file that is no picture; the message names it.
+    pub fn read(path: &Path, width: usize, height: usize) -> Result<Mask> {
+        let mask = match folder::read(path, 16)? {
+            Image::Gray(mask) => mask,
+            Image::Rgb(mask) => DynamicImage::ImageRgb8(mask).into_luma8(),
+        };
+        let inside =
+            at_resolution(&mask, width, height).with_context(|| path.display().to_string())?;
+        Ok(Mask { width, height, inside })
+    }
+
+    /// As DeSTSeg's training brings a mask of the working size to that of its segmentation: bilinear
+    /// without antialias, then 1 where at least one half.
+    pub fn without_antialias(&self, width: usize, height: usize) -> Mask {
+        let levels: Vec<f32> = self.inside.iter().map(|&inside| f32::from(inside)).collect();
+        let (from, to) = ((self.height, self.width), (height, width));
+        let resized = bilinear_planes(&levels, from, to, Align::HalfPixel);
+        let inside = resized.into_iter().map(|level| level >= 0.5).collect();
+        Mask { width, height, inside }
     }
 
     /// How many places are anomalous.
@@ -120,6 +150,39 @@ mod tests {
         let want: Vec<bool> =
             numbers(&vector["binary"]).iter().map(|&value| value == 1.0).collect();
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn training_masks_shrink_as_destsegs() {
+        let Some(path) = shared("spec/vectors/destseg_seg_losses.json") else { return };
+        let vector: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!(vector["inputs"]["mask"]["shape"], serde_json::json!([2, 1, 32, 32]));
+        let input = numbers(&vector["inputs"]["mask"]);
+        let levels: Vec<f32> = input.iter().map(|&level| level as f32).collect();
+        let resized = bilinear_planes(&levels, (32, 32), (8, 8), Align::HalfPixel);
+        let tolerance = vector["tolerance"]["abs"].as_f64().unwrap();
+        for (got, want) in resized.iter().zip(numbers(&vector["expected"]["mask_resized"])) {
+            assert!((f64::from(*got) - want).abs() <= tolerance, "{got}, not {want}");
+        }
+        let want = numbers(&vector["expected"]["mask_binary"]);
+        for (levels, want) in input.chunks_exact(32 * 32).zip(want.chunks_exact(8 * 8)) {
+            let inside = levels.iter().map(|&level| level == 1.0).collect();
+            let small = Mask { width: 32, height: 32, inside }.without_antialias(8, 8);
+            let want: Vec<bool> = want.iter().map(|&level| level == 1.0).collect();
+            assert_eq!(small, Mask { width: 8, height: 8, inside: want });
+        }
+    }
+
+    #[test]
+    fn a_file_in_colour_is_a_mask_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mask.png");
+        let white = |x: u32, _| image::Rgb(if x < 2 { [255; 3] } else { [0; 3] });
+        image::RgbImage::from_fn(4, 2, white).save(&path).unwrap();
+        let mask = Mask::read(&path, 2, 1).unwrap();
+        assert_eq!(mask, Mask { width: 2, height: 1, inside: vec![true, false] });
+        let error = format!("{:#}", Mask::read(&folder.path().join("none.png"), 2, 1).unwrap_err());
+        assert!(error.contains("none.png"), "{error}");
     }
 
     #[test]
