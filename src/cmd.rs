@@ -7,3 +7,4 @@ pub mod eval;
 pub mod ledger;
 pub mod run;
 pub mod teach;
+pub mod train;

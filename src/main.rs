@@ -30,6 +30,7 @@ enum Command {
     Run(cmd::run::Args),
     /// Make a bundle from pictures of good parts
     Teach(cmd::teach::Args),
+    Train(cmd::train::Args),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +55,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Demo(args) => cmd::demo::run(&args, level),
         Command::Run(args) => cmd::run::run(&args, level),
         Command::Teach(args) => cmd::teach::run(&args),
+        Command::Train(args) => cmd::train::run(&args),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,7 +7,7 @@
 //! the seed: the same pictures, config and program give the same bundle, byte for byte.
 
 mod folds;
-mod pictures;
+pub(crate) mod pictures;
 mod plan;
 pub mod precision;
 
@@ -269,6 +269,7 @@ pub fn teach(
             copies: register.copies.len(),
             seen_anomalies: Vec::new(),
         },
+        training: None,
         files: BTreeMap::new(),
     };
     let weights = detector.tensors(&backbone_tensors)?;
@@ -373,7 +374,7 @@ const USUAL_FOLDS: usize = 5;
 const USUAL_SHARE: f64 = 0.2;
 
 /// Goods among the golden pictures; a blotted one is added.
-const GOLDEN_GOODS: usize = 3;
+pub(crate) const GOLDEN_GOODS: usize = 3;
 
 /// Enough for the AUROC of the whole bank on MVTec AD's classes within a few thousandths (Roth et
 /// al. 2022, table 3: 1 % and 10 % of the patches differ by 0.1 points), at a few milliseconds.
@@ -383,14 +384,14 @@ const USUAL_PROTOTYPES: usize = 3000;
 const PROJECTED_DIMS: usize = 128;
 
 /// The image score and the largest value of the anomaly map.
-fn scores(detection: &Detection) -> (f32, f32) {
+pub(crate) fn scores(detection: &Detection) -> (f32, f32) {
     let largest = detection.map.scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     (detection.score, largest)
 }
 
 /// The picture with a round blot a little off the middle, an eighth of its shorter side across:
 /// light where it is dark there, and dark where it is light.
-fn blot(image: &Image) -> Image {
+pub(crate) fn blot(image: &Image) -> Image {
     let (width, height) = (image.width(), image.height());
     let radius = f64::from(width.min(height)) / 16.0;
     let (x0, y0) = (f64::from(width) * 0.55, f64::from(height) * 0.45);

@@ -27,7 +27,8 @@ use image::{DynamicImage, ImageFormat};
 use sha2::{Digest, Sha256};
 
 pub use card::{
-    BackboneCard, Calibration, Card, Int8, PrecisionCheck, Rule, Spread, Threshold, TrainingData,
+    BackboneCard, Calibration, Card, Int8, PrecisionCheck, Rule, Spread, Threshold, Training,
+    TrainingData,
 };
 pub use seal::{Golden, SEAL_TOLERANCE, seal};
 

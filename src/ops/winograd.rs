@@ -13,8 +13,8 @@ use super::feature_map::{Buffer, FeatureMap, Frozen, Shape, Shared};
 use super::gemm::{Rows, multiply, panels};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::team::Team;
-pub(super) use points::{KernelPoints, Points};
 use points::transformed;
+pub(super) use points::{KernelPoints, Points};
 
 mod points;
 
@@ -330,7 +330,16 @@ impl Piece<'_> {
                 // SAFETY: the corner of a plane of the shape; row t of each matrix, within v.
                 unsafe {
                     let to = self.v.add(spot);
-                    input_tile(s, &points, (origin, row), (height, width), (y0, x0), d, to, self.v_spot);
+                    input_tile(
+                        s,
+                        &points,
+                        (origin, row),
+                        (height, width),
+                        (y0, x0),
+                        d,
+                        to,
+                        self.v_spot,
+                    );
                 }
             }
         }

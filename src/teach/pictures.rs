@@ -34,6 +34,14 @@ pub fn pictures_in(folder: &Path) -> Result<Vec<Good>> {
 }
 
 impl Good {
+    /// Where the file lies; `None` for a picture in memory.
+    pub fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Good::File { path, .. } => Some(path),
+            Good::Picture { .. } => None,
+        }
+    }
+
     pub(super) fn name(&self) -> &str {
         match self {
             Good::File { name, .. } | Good::Picture { name, .. } => name,
@@ -65,16 +73,16 @@ impl Good {
 
 /// What was read so far and what was left out.
 #[derive(Default)]
-pub(super) struct Register {
-    pub(super) used: BTreeMap<String, [u8; 32]>,
+pub(crate) struct Register {
+    pub(crate) used: BTreeMap<String, [u8; 32]>,
     contents: HashSet<[u8; 32]>,
-    pub(super) unreadable: Vec<(String, String)>,
-    pub(super) copies: Vec<String>,
+    pub(crate) unreadable: Vec<(String, String)>,
+    pub(crate) copies: Vec<String>,
 }
 
 impl Register {
     /// The pictures of `goods` that can be read and were not seen before, in order.
-    pub(super) fn read(&mut self, goods: &[Good], significant_bits: u32) -> Vec<Image> {
+    pub(crate) fn read(&mut self, goods: &[Good], significant_bits: u32) -> Vec<Image> {
         let read: Vec<_> = goods.par_iter().map(|good| good.read(significant_bits)).collect();
         let mut images = Vec::with_capacity(goods.len());
         for (good, read) in goods.iter().zip(read) {
@@ -91,7 +99,7 @@ impl Register {
         images
     }
 
-    pub(super) fn check(&self, least: usize, pictures: usize) -> Result<()> {
+    pub(crate) fn check(&self, least: usize, pictures: usize) -> Result<()> {
         let usable = self.used.len();
         let listed = || {
             let lines = self.unreadable.iter().take(10);
@@ -114,7 +122,7 @@ impl Register {
     }
 
     /// Over `name`, a zero byte and the SHA-256 of the contents of each picture used, by name.
-    pub(super) fn sha256(&self) -> String {
+    pub(crate) fn sha256(&self) -> String {
         let mut hash = Sha256::new();
         for (name, contents) in &self.used {
             hash.update(name.as_bytes());

@@ -130,6 +130,10 @@ impl Tape {
         self.inputs[index].map(&self.buffers)
     }
 
+    pub fn outputs(&self) -> usize {
+        self.outputs.len()
+    }
+
     /// What the last run made of the graph's output `index`.
     pub fn output(&self, index: usize) -> FeatureMap<'_> {
         self.outputs[index].value.map(&self.buffers)

@@ -41,6 +41,9 @@ pub struct Card {
     pub threshold: Threshold,
     pub calibration: Calibration,
     pub training_data: TrainingData,
+    /// Of a network that was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<Training>,
     /// SHA-256 of every other file of the bundle, hex, by its name in the folder.
     pub files: BTreeMap<String, String>,
 }
@@ -134,6 +137,16 @@ pub struct Spread {
     pub max: f32,
     pub mean: f32,
     pub std: f32,
+}
+
+/// How far a network was trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Optimizer steps made.
+    pub steps: u64,
+    /// Those of the whole schedule: more, where a run was ended before.
+    pub schedule: u64,
 }
 
 /// The pictures a model was made from.

@@ -149,8 +149,7 @@ impl Kernel for Direct<'_> {
                     let at = (block * LANES, input * LANES + lane);
                     let turned: [[f32; LANES]; TAPS] = source.turn(at, from, count);
                     for (i, values) in turned.into_iter().enumerate().take(count) {
-                        let tap =
-                            if source.flipped { taps - 1 - (from + i) } else { from + i };
+                        let tap = if source.flipped { taps - 1 - (from + i) } else { from + i };
                         let row = (input * taps + tap) * LANES + lane;
                         // SAFETY: a row of the panel, which is this piece's.
                         unsafe {

@@ -163,8 +163,9 @@ impl Stem {
                     let at = first * taps * LANES + tap * blocks * LANES + o - first * LANES;
                     // SAFETY: a number of each share's sums, and of dw.
                     unsafe {
-                        *dw.add(o * taps + tap) =
-                            (0..SHARES).map(|share| *sums.add(share * self.packed_len() + at)).sum();
+                        *dw.add(o * taps + tap) = (0..SHARES)
+                            .map(|share| *sums.add(share * self.packed_len() + at))
+                            .sum();
                     }
                 }
             }

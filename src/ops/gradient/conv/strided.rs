@@ -197,7 +197,9 @@ impl Kernel for Work<'_> {
                                 row_back,
                                 column_back: phase.back * LANES,
                                 blocks: (from, to),
-                                weights: self.weights.wrapping_add(first * out.blocks() * per_block),
+                                weights: self
+                                    .weights
+                                    .wrapping_add(first * out.blocks() * per_block),
                                 kernel,
                                 y,
                                 x: Taps {

@@ -112,7 +112,8 @@ fn all_four_equal_the_definition_on_ragged_shapes() {
         // or two.
         let bound = |n: usize| 2e-6 * (4.0 + 2.0 * (n as f32).sqrt());
         let taps = kernel * kernel;
-        let bounds = [c_in / groups * taps, c_out / groups * taps, images * out.places()].map(bound);
+        let bounds =
+            [c_in / groups * taps, c_out / groups * taps, images * out.places()].map(bound);
         let mut once: Vec<(Isa, Vec<f32>)> = Vec::new();
         everywhere(|team, isa| {
             let conv = TrainConv::new(isa, geometry, groups, input, team.threads(), true);

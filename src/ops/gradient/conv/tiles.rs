@@ -113,10 +113,18 @@ impl Tiles {
 #[derive(Clone, Copy)]
 enum Part {
     /// Of a block of x, or behind those of dy, tiles counted from the first of this round.
-    Transform { block: usize, tiles: (usize, usize) },
-    Products { spot: usize, blocks: (usize, usize) },
+    Transform {
+        block: usize,
+        tiles: (usize, usize),
+    },
+    Products {
+        spot: usize,
+        blocks: (usize, usize),
+    },
     /// A block of channels in of a block of channels out.
-    Kernels { pieces: (usize, usize) },
+    Kernels {
+        pieces: (usize, usize),
+    },
 }
 
 struct Work<'a> {
@@ -285,7 +293,8 @@ impl Work<'_> {
                     }
                 }
             }
-            let (channels, lanes) = (LANES.min(c_in - input * LANES), LANES.min(c_out - output * LANES));
+            let (channels, lanes) =
+                (LANES.min(c_in - input * LANES), LANES.min(c_out - output * LANES));
             // SAFETY: the rows of dw are of this piece alone.
             unsafe {
                 let to = self.dw.add((output * LANES * c_in + input * LANES) * 9);

@@ -1,0 +1,352 @@
+//! `inspectd train`: a data set in, a bundle of one of the published systems out.
+
+use std::fs;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use inspectd::dataset::{self, Category, Purpose, pictures::Pictures};
+use inspectd::detector::bundle::{self, BackboneCard};
+use inspectd::detector::input::Input;
+use inspectd::detector::{destseg as destseg_detector, ntsnet as ntsnet_detector};
+use inspectd::nn::engine::{self, Engine};
+use inspectd::nn::teacher::Teacher;
+use inspectd::nn::{self, BackboneSpec};
+use inspectd::synth::source::Source;
+use inspectd::synth::{SampleKey, Tag};
+use inspectd::teach::Good;
+use inspectd::train::finish::{self, Goods, Origin, System};
+use inspectd::train::{self, Budget, Trainee, destseg, ntsnet};
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+
+/// Train DeSTSeg or NTSNet on good parts
+#[derive(clap::Args)]
+pub struct Args {
+    /// destseg or ntsnet
+    #[arg(long)]
+    system: Word,
+
+    /// A category of a data set (docs/datasets.md); learned from are its good parts
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+
+    /// Folder to make, the bundle; losses and checkpoint come into BUNDLE.training beside it
+    #[arg(long, value_name = "BUNDLE")]
+    out: PathBuf,
+
+    /// The teacher: compact (built in), resnet18:FILE or resnet34:FILE
+    #[arg(long, default_value = "compact")]
+    backbone: BackboneSpec,
+
+    /// Pictures that corruptions are made of, DTD or any folder [default: drawn textures]
+    #[arg(long, value_name = "DIR")]
+    source: Option<PathBuf>,
+
+    /// TOML file with a table [destseg] or [ntsnet]: schedule, ablations, what the papers leave open
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// What every draw comes from; same seed, pictures and threads: same bytes
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// Steps of the whole schedule, the phases keeping their shares [default: the paper's]
+    #[arg(long)]
+    steps: Option<u64>,
+
+    /// Pictures of a step [default: the paper's 32]
+    #[arg(long)]
+    batch: Option<usize>,
+
+    /// End after this time, with a bundle of what is learned by then; --resume goes on
+    #[arg(long)]
+    minutes: Option<f64>,
+
+    /// Go on where an interrupted run stood
+    #[arg(long)]
+    resume: bool,
+
+    /// Keep this share of the good parts for the thresholds
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
+    holdout: f64,
+
+    /// Rate of good parts that may be rejected; 0.001 is 1000 ppm
+    #[arg(long, value_name = "RATE", default_value_t = 0.001)]
+    false_rejects: f64,
+
+    /// Side of the square that the model sees, pixels; a multiple of 32
+    #[arg(long, value_name = "PIXELS", default_value_t = 256)]
+    size: usize,
+
+    /// Bits a sample that 16-bit files really carry: 10 or 12 for many cameras
+    #[arg(long, value_name = "BITS", default_value_t = 16)]
+    significant_bits: u32,
+
+    /// Memory for decoded pictures
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    cache_mib: usize,
+
+    /// Threads [default: all CPUs]
+    #[arg(long)]
+    threads: Option<usize>,
+
+    /// Replace a bundle that is already there
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    DeStSeg,
+    NtsNet,
+}
+
+impl FromStr for Word {
+    type Err = anyhow::Error;
+
+    fn from_str(word: &str) -> Result<Self> {
+        match word {
+            "destseg" => Ok(Self::DeStSeg),
+            "ntsnet" => Ok(Self::NtsNet),
+            _ => bail!("system {word}: must be destseg or ntsnet"),
+        }
+    }
+}
+
+/// The file of `--config`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Config {
+    destseg: Option<destseg::Config>,
+    ntsnet: Option<ntsnet::Config>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "a command measures its own run")]
+pub fn run(args: &Args) -> Result<()> {
+    bundle::check_place(&args.out, args.force || args.resume)?;
+    ensure!(
+        args.holdout > 0.0 && args.holdout <= 0.8,
+        "holdout = {}: must be a share above 0 and up to 0.8 (0.2 is usual)",
+        args.holdout
+    );
+    let minutes = args.minutes.unwrap_or(0.0);
+    ensure!(minutes.is_finite() && minutes >= 0.0, "minutes = {minutes}: must be above 0");
+    let teacher = Teacher::of(&args.backbone).with_context(|| {
+        format!(
+            "backbone {}: a teacher is compact, resnet18:FILE or resnet34:FILE",
+            args.backbone.word()
+        )
+    })?;
+    let category = category(args)?;
+    let config = read_config(args)?;
+    let input = Input { width: args.size, height: args.size };
+    input.check()?;
+    let backbone = nn::load(&args.backbone, inspectd::nn::teacher::LEVELS)?;
+    let engine = Engine::new(&engine::Config { threads: args.threads, pin: false })?;
+    let source = Arc::new(Source::open(args.source.as_deref())?);
+
+    let (taught, held_out) = split(&category, args);
+    let paths = |goods: &[Good]| goods.iter().filter_map(|good| good.path().cloned()).collect();
+    let mut pictures = Pictures::open(
+        paths(&taught),
+        (args.size, args.size),
+        args.cache_mib << 20,
+        args.significant_bits,
+    )?;
+    for (path, why) in pictures.scan()? {
+        println!("left out, can't be read: {}: {why}", path.display());
+    }
+    println!(
+        "{}: {} good parts to learn from, {} held out for the thresholds; {}",
+        category.name,
+        pictures.len(),
+        held_out.len(),
+        pictures.words()
+    );
+    let pictures = Arc::new(pictures);
+
+    let (mut trainee, system, settings): (Box<dyn Trainee>, System, String) = match args.system {
+        Word::DeStSeg => {
+            let config = destseg_config(args, config, &category, teacher);
+            println!("corruptions: {}", source.words());
+            let card =
+                destseg_detector::Card { variant: config.network, top: destseg_detector::TOP };
+            let settings = toml::to_string(&config)?;
+            let trainee = destseg::DeStSeg::new(
+                config,
+                input,
+                &backbone,
+                pictures,
+                Arc::clone(&source),
+                args.seed,
+                &engine,
+            )?;
+            (Box::new(trainee), System::DeStSeg(card), settings)
+        }
+        Word::NtsNet => {
+            let config = ntsnet_config(args, config, taught.len(), teacher);
+            let fusion = ntsnet_detector::Fusion::default();
+            let card = ntsnet_detector::Card { network: config.network, fusion };
+            let settings = toml::to_string(&config)?;
+            let trainee =
+                ntsnet::NtsNet::new(config, input, &backbone, pictures, args.seed, &engine)?;
+            (Box::new(trainee), System::NtsNet(card), settings)
+        }
+    };
+    let folder = args.out.with_added_extension("training");
+    let budget = Budget {
+        time: args.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
+        save_every: SAVE_EVERY,
+        resume: args.resume,
+        description: format!(
+            "seed = {}\nsize = {}\nthreads = {}\nholdout = {}\nbackbone = {} {}\nsource = {}\n{settings}",
+            args.seed,
+            args.size,
+            engine.team.threads(),
+            args.holdout,
+            args.backbone.word(),
+            backbone.sha256(),
+            source.words(),
+        ),
+        folder: folder.clone(),
+    };
+    let bar = bar(trainee.steps());
+    let ended = train::run(trainee.as_mut(), &budget, &Instant::now, &mut |done, all, losses| {
+        bar.set_position(done);
+        let losses: Vec<String> =
+            losses.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        let losses = losses.join(", ");
+        if bar.is_hidden() && (done % TOLD_EVERY == 0 || done == all) {
+            println!("step {done} of {all}: {losses}");
+        }
+        bar.set_message(losses);
+    })?;
+    bar.finish_and_clear();
+    println!(
+        "{} of {} steps{}, {} of them now in {:.0} s; maps of {} MiB; losses: {}",
+        ended.steps,
+        trainee.steps(),
+        if ended.whole { "" } else { " (ended before; --resume goes on)" },
+        ended.own_steps,
+        ended.time.as_secs_f64(),
+        trainee.bytes() >> 20,
+        folder.join("losses.csv").display()
+    );
+    ensure!(ended.steps > 0, "no step was made: there is nothing to make a bundle of");
+
+    let origin = Origin {
+        system,
+        input,
+        backbone: BackboneCard {
+            network: args.backbone.word().to_owned(),
+            sha256: backbone.sha256().to_owned(),
+        },
+        seed: args.seed,
+        significant_bits: args.significant_bits,
+        steps: (ended.steps, trainee.steps()),
+    };
+    let goods = Goods { taught: &taught, held_out: &held_out };
+    let finished =
+        finish::finish(trainee.parameters(), &origin, &goods, args.false_rejects, &engine)?;
+    let weights = trainee.parameters().tensors()?;
+    drop(trainee);
+    let replace = args.force || args.resume;
+    bundle::write(&args.out, finished.card, &weights, &finished.golden, replace)?;
+    let bundle = bundle::load(&args.out, 1, &engine).context("the bundle just written")?;
+    println!(
+        "wrote {}, threshold {:.4} ({:?}, from {} held-out good parts)",
+        args.out.display(),
+        bundle.card.threshold.score,
+        bundle.card.calibration.rule,
+        bundle.card.calibration.held_out
+    );
+    Ok(())
+}
+
+/// Between checkpoints: what an interruption may cost.
+const SAVE_EVERY: Duration = Duration::from_secs(120);
+
+/// Steps between lines where there is no terminal.
+const TOLD_EVERY: u64 = 20;
+
+fn category(args: &Args) -> Result<Category> {
+    let mut found = dataset::find_for(&args.data, Purpose::Teaching)?;
+    ensure!(
+        found.len() == 1,
+        "{} holds {} categories ({}, …); a network learns one: give its folder",
+        args.data.display(),
+        found.len(),
+        found[0].name
+    );
+    let category = found.remove(0);
+    for oddity in &category.oddities {
+        println!("note: {oddity}");
+    }
+    Ok(category)
+}
+
+fn read_config(args: &Args) -> Result<Config> {
+    let Some(path) = &args.config else { return Ok(Config::default()) };
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    toml::from_str(&text).with_context(|| path.display().to_string())
+}
+
+/// Good parts to learn from, and those kept for the thresholds.
+fn split(category: &Category, args: &Args) -> (Vec<Good>, Vec<Good>) {
+    let mut goods: Vec<Good> = category
+        .train
+        .iter()
+        .map(|sample| Good::File { name: sample.name.clone(), path: sample.path.clone() })
+        .collect();
+    let key = SampleKey { seed: args.seed, epoch: 0, index: HOLDOUT };
+    goods.shuffle(&mut key.rng(Tag::Order));
+    let held_out = ((goods.len() as f64 * args.holdout).round() as usize).max(2).min(goods.len());
+    let taught = goods.split_off(held_out);
+    (taught, goods)
+}
+
+/// The draw of held-out pictures, apart from those of epochs.
+const HOLDOUT: u64 = u64::MAX - 1;
+
+fn destseg_config(
+    args: &Args,
+    config: Config,
+    category: &Category,
+    teacher: Teacher,
+) -> destseg::Config {
+    let mut own = config.destseg.unwrap_or_else(|| destseg::Config {
+        rotation: destseg::Rotation::of_category(&category.name),
+        ..destseg::Config::default()
+    });
+    own.network.teacher = teacher;
+    own.batch = args.batch.unwrap_or(own.batch);
+    if let Some(steps) = args.steps {
+        let whole = own.steps().max(1);
+        let student = (own.student_steps * steps).div_ceil(whole).max(1);
+        own.segmentation_steps =
+            if own.steps() > own.student_steps { steps.saturating_sub(student) } else { 0 };
+        own.student_steps = student;
+    }
+    own
+}
+
+fn ntsnet_config(args: &Args, config: Config, pictures: usize, teacher: Teacher) -> ntsnet::Config {
+    let mut own = config.ntsnet.unwrap_or_default();
+    own.network.teacher = teacher;
+    own.batch = args.batch.unwrap_or(own.batch).min(pictures.max(2));
+    if let Some(steps) = args.steps {
+        own.epochs = steps.div_ceil(ntsnet::steps_of_epoch(own.batch, pictures)).max(1);
+    }
+    own
+}
+
+fn bar(steps: u64) -> ProgressBar {
+    ProgressBar::new(steps).with_style(
+        ProgressStyle::with_template("{wide_bar} {pos}/{len} {elapsed} gone, {eta} left  {msg}")
+            .expect("the template is well-formed"),
+    )
+}
