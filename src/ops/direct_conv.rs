@@ -192,8 +192,7 @@ impl Kernel for Work<'_> {
                     s.splat(f32::NEG_INFINITY)
                 };
                 // SAFETY: the panel whose first output block is `first`.
-                let weights =
-                    unsafe { self.weights.add(first * input.blocks() * per_block) };
+                let weights = unsafe { self.weights.add(first * input.blocks() * per_block) };
                 // The weights that come next, shared out among the pieces of the rows.
                 let across = out.width.div_ceil(S::CONV_ROWS);
                 let next_lines = (blocks * LANES).div_ceil(rows.len() * across);
@@ -211,8 +210,7 @@ impl Kernel for Work<'_> {
                         blocks: (from, to),
                         weights,
                         // SAFETY: the bias has as many blocks as y.
-                        begin: (from == 0)
-                            .then(|| unsafe { self.bias.add(first * LANES) }),
+                        begin: (from == 0).then(|| unsafe { self.bias.add(first * LANES) }),
                         residual: self.stage.residual.map(|map| {
                             (map.place(image, first, oy as isize, 0).cast_const(), map.plane_len())
                         }),

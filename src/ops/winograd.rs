@@ -13,8 +13,8 @@ use super::feature_map::{Buffer, FeatureMap, Frozen, Shape, Shared};
 use super::gemm::{Rows, multiply, panels};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::team::Team;
-pub(super) use points::{KernelPoints, Points};
 use points::transformed;
+pub(super) use points::{KernelPoints, Points};
 
 mod points;
 
@@ -37,7 +37,7 @@ const LEAST_TILES: usize = 16;
 
 /// Numbers between the 36 matrices beyond what they need, so that they do not fall on the same lines
 /// of the cache.
-const SKEW: usize = LANES;
+pub(super) const SKEW: usize = LANES;
 
 /// A convolution with its weights transformed.
 pub struct Winograd {
@@ -239,7 +239,7 @@ impl Plan {
 /// Numbers of the transformed weights.
 pub(super) fn packed_len(geometry: Geometry) -> usize {
     let whole = |channels: usize| channels.div_ceil(LANES) * LANES;
-    SPOTS * whole(geometry.c_in) * whole(geometry.c_out)
+    SPOTS * (whole(geometry.c_in) * whole(geometry.c_out) + SKEW)
 }
 
 /// Upper left places of the tiles of one picture.
@@ -330,7 +330,16 @@ impl Piece<'_> {
                 // SAFETY: the corner of a plane of the shape; row t of each matrix, within v.
                 unsafe {
                     let to = self.v.add(spot);
-                    input_tile(s, &points, (origin, row), (height, width), (y0, x0), d, to, self.v_spot);
+                    input_tile(
+                        s,
+                        &points,
+                        (origin, row),
+                        (height, width),
+                        (y0, x0),
+                        d,
+                        to,
+                        self.v_spot,
+                    );
                 }
             }
         }
@@ -346,7 +355,7 @@ impl Piece<'_> {
                 // `Pack` laid them so.
                 unsafe {
                     let (v, m) = (self.v.add(spot * self.v_spot), self.m.add(spot * self.m_spot));
-                    let u = self.weights.add((spot * o + first * LANES) * c);
+                    let u = self.weights.add(spot * (o * c + SKEW) + first * LANES * c);
                     multiply(s, rows, (c / LANES, o / LANES), (first, panel), v, m, u);
                 }
             }
@@ -486,7 +495,8 @@ fn pack(geometry: Geometry, weights: &[f32], panel: usize) -> Frozen {
             for i in 0..c_in {
                 let kernel = &weights[(k * c_in + i) * 9..][..9];
                 for (spot, value) in transformed(kernel).into_iter().enumerate() {
-                    out[(spot * o + first * LANES) * c + i * width + lane] = value as f32;
+                    out[spot * (o * c + SKEW) + first * LANES * c + i * width + lane] =
+                        value as f32;
                 }
             }
         }

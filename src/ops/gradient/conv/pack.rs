@@ -2,11 +2,11 @@
 //! step: turned 16 × 16 at a time, and for Winograd transformed in f32. (Inference packs once, in
 //! f64.)
 
-use super::super::super::conv::Geometry;
-use super::super::super::feature_map::Shared;
-use super::super::super::simd::{Isa, Kernel, LANES, Simd};
-use super::super::super::team::Team;
-use super::super::super::winograd::KernelPoints;
+use crate::ops::conv::Geometry;
+use crate::ops::feature_map::Shared;
+use crate::ops::simd::{Isa, Kernel, LANES, Simd};
+use crate::ops::team::Team;
+use crate::ops::winograd::{KernelPoints, SKEW};
 
 /// Taps that are turned at once.
 const TAPS: usize = 16;
@@ -66,7 +66,7 @@ impl<'a> Source<'a> {
         inputs * outputs * self.taps * LANES * LANES
     }
 
-    /// As [`super::super::super::direct_conv`] reads them.
+    /// As [`crate::ops::direct_conv`] reads them.
     ///
     /// # Safety
     /// `to` can take `direct_len` numbers, which nobody else reads or writes.
@@ -78,7 +78,7 @@ impl<'a> Source<'a> {
         });
     }
 
-    /// As [`super::super::super::winograd`] reads them: `packed_len` numbers.
+    /// As [`crate::ops::winograd`] reads them: `packed_len` numbers.
     ///
     /// # Safety
     /// `to` can take them, and nobody else reads or writes there.
@@ -149,8 +149,7 @@ impl Kernel for Direct<'_> {
                     let at = (block * LANES, input * LANES + lane);
                     let turned: [[f32; LANES]; TAPS] = source.turn(at, from, count);
                     for (i, values) in turned.into_iter().enumerate().take(count) {
-                        let tap =
-                            if source.flipped { taps - 1 - (from + i) } else { from + i };
+                        let tap = if source.flipped { taps - 1 - (from + i) } else { from + i };
                         let row = (input * taps + tap) * LANES + lane;
                         // SAFETY: a row of the panel, which is this piece's.
                         unsafe {
@@ -199,7 +198,9 @@ impl Kernel for Transform<'_> {
                 for (l, row) in half.into_iter().enumerate() {
                     for (j, value) in points.kernel(s, row).into_iter().enumerate() {
                         // SAFETY: a row of matrix 6l + j, which is this piece's.
-                        unsafe { s.store(self.to.add((l * 6 + j) * o * c + start), value) };
+                        unsafe {
+                            s.store(self.to.add((l * 6 + j) * (o * c + SKEW) + start), value)
+                        };
                     }
                 }
             }

@@ -3,15 +3,15 @@
 //! products of matrices over the tiles, a quarter of the multiplications.
 //! Letters: T tiles, C channels in, O channels out.
 //!
-//! [`winograd`]: super::super::super::winograd
+//! [`winograd`]: crate::ops::winograd
 
-use super::super::super::conv::Geometry;
-use super::super::super::feature_map::{FeatureMap, Shape, Shared};
-use super::super::super::simd::{Isa, Kernel, LANES, Simd};
-use super::super::super::team::Team;
-use super::super::super::winograd::{KernelPoints, Points, SPOTS, input_tile, tiles};
 use super::outer::{Places, add_products, panel, size};
 use super::weights::write_turned;
+use crate::ops::conv::Geometry;
+use crate::ops::feature_map::{FeatureMap, Shape, Shared};
+use crate::ops::simd::{Isa, Kernel, LANES, Simd};
+use crate::ops::team::Team;
+use crate::ops::winograd::{KernelPoints, Points, SPOTS, input_tile, tiles};
 
 /// Tiles at once, at least and at most: with more, the sums are read and written less often, with
 /// fewer the transformed maps are smaller.
@@ -113,10 +113,18 @@ impl Tiles {
 #[derive(Clone, Copy)]
 enum Part {
     /// Of a block of x, or behind those of dy, tiles counted from the first of this round.
-    Transform { block: usize, tiles: (usize, usize) },
-    Products { spot: usize, blocks: (usize, usize) },
+    Transform {
+        block: usize,
+        tiles: (usize, usize),
+    },
+    Products {
+        spot: usize,
+        blocks: (usize, usize),
+    },
     /// A block of channels in of a block of channels out.
-    Kernels { pieces: (usize, usize) },
+    Kernels {
+        pieces: (usize, usize),
+    },
 }
 
 struct Work<'a> {
@@ -285,7 +293,8 @@ impl Work<'_> {
                     }
                 }
             }
-            let (channels, lanes) = (LANES.min(c_in - input * LANES), LANES.min(c_out - output * LANES));
+            let (channels, lanes) =
+                (LANES.min(c_in - input * LANES), LANES.min(c_out - output * LANES));
             // SAFETY: the rows of dw are of this piece alone.
             unsafe {
                 let to = self.dw.add((output * LANES * c_in + input * LANES) * 9);

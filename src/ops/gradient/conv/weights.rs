@@ -1,11 +1,11 @@
 //! The gradient of weights tap by tap, for every kernel, stride, padding and dilation: for each tap
 //! the products of dy and of the x that falls on it, summed over places.
 
-use super::super::super::conv::Geometry;
-use super::super::super::feature_map::{FeatureMap, Shape, Shared};
-use super::super::super::simd::{Isa, Kernel, LANES, Simd};
-use super::super::super::team::Team;
 use super::outer::{PANEL, Places, add_products, panel, size};
+use crate::ops::conv::Geometry;
+use crate::ops::feature_map::{FeatureMap, Shape, Shared};
+use crate::ops::simd::{Isa, Kernel, LANES, Simd};
+use crate::ops::team::Team;
 
 /// Places that are summed at once, whose x and dy stay in the core's first cache for all taps.
 const BAND: usize = 128;
