@@ -107,7 +107,7 @@ impl TrainConv {
         } else if tiles_pay(own, from) {
             WeightGradient::Tiles(Tiles::new(isa, own, from))
         } else {
-            WeightGradient::Direct(Direct::new(isa, geometry, groups, input, threads))
+            WeightGradient::Direct(Direct::new(isa, geometry, groups, threads))
         };
         Self { isa, geometry, groups, input, threads, panel, forward, backward, gradient }
     }

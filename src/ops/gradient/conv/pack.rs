@@ -60,16 +60,10 @@ impl<'a> Source<'a> {
         (self.inputs.div_ceil(LANES), self.outputs.div_ceil(LANES))
     }
 
-    /// Numbers of the direct kernel's weights.
-    pub fn direct_len(&self) -> usize {
-        let (inputs, outputs) = self.blocks();
-        inputs * outputs * self.taps * LANES * LANES
-    }
-
     /// As [`crate::ops::direct_conv`] reads them.
     ///
     /// # Safety
-    /// `to` can take `direct_len` numbers, which nobody else reads or writes.
+    /// `to` can take them, in whole blocks of 16 × 16, and nobody else reads or writes there.
     pub unsafe fn pack_direct(&self, isa: Isa, team: &Team, panel: usize, to: *mut f32) {
         let (inputs, outputs) = self.blocks();
         let to = Shared(to);
