@@ -105,7 +105,7 @@ impl TrainConv {
         let gradient = if stem {
             WeightGradient::Stem
         } else if tiles_pay(own, from) {
-            WeightGradient::Tiles(Tiles::new(isa, own, from))
+            WeightGradient::Tiles(Tiles::new(isa, own, from, threads))
         } else {
             WeightGradient::Direct(Direct::new(isa, geometry, groups, threads))
         };

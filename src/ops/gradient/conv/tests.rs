@@ -35,9 +35,9 @@ const CASES: [Case; 24] = [
     (2, (64, 64), 4, (8, 8), (3, 1, 1, 1)),
     (1, (128, 64), 4, (7, 5), (3, 2, 1, 1)),
     (1, (32, 64), 2, (6, 6), (1, 1, 0, 1)),
-    // more channels than are summed over at once, and more tiles than are worked on at once
+    // more channels than are summed over at once, and more tiles than one thread takes at once
     (1, (150, 70), 1, (3, 5), (5, 1, 2, 1)),
-    (1, (16, 32), 1, (60, 50), (3, 1, 1, 1)),
+    (2, (16, 32), 1, (60, 50), (3, 1, 1, 1)),
 ];
 
 /// The definition in f64: dx and dw of Σ dy·conv(x), group by group.
@@ -156,6 +156,29 @@ fn all_four_equal_the_definition_on_ragged_shapes() {
     assert_eq!(kernels, [forward, back, weights].into_iter().flatten().collect(), "all were tried");
 }
 
+/// Where the sums are large, all threads work on some tiles, and go on to the next.
+#[test]
+fn tiles_in_several_rounds_equal_the_definition() {
+    let input = Shape::new(1, 160, 12, 12);
+    // 144 phases of one place each: tiles that cost little.
+    let geometry =
+        Geometry { c_in: 160, c_out: 144, kernel: 3, stride: 1, padding: 12, dilation: 12 };
+    let out = geometry.output(input);
+    let ((from, x), (up, dy)) = (filled(input, 1), filled(out, 2));
+    let w = vec![0.0; geometry.weights()];
+    let (_, want) = plain_gradients(geometry, 1, input, &x, &w, &dy);
+    everywhere(|team, isa| {
+        let mut conv = TrainConv::new(isa, geometry, 1, input, team.threads(), false);
+        conv.gradient = WeightGradient::Tiles(Tiles::new(isa, geometry, input, team.threads()));
+        let scratch = Buffer::zeroed(conv.scratch_len());
+        let mut dw = vec![77.0; w.len()];
+        conv.weight_gradient(team, from.map(input, 0), up.map(out, 0), &mut dw, &scratch);
+        for (got, want) in dw.iter().zip(&want) {
+            assert!((f64::from(*got) - want).abs() < 6e-5, "{}: {got}, not {want}", isa.word());
+        }
+    });
+}
+
 #[test]
 fn nan_is_not_hidden() {
     let shape = Shape::new(1, 16, 6, 6);
@@ -196,15 +219,19 @@ fn a_sum_over_many_places_is_as_good_as_a_short_one() {
             .flat_map(|b| (0..input.places()).map(move |i| (b, i)))
             .map(|(b, i)| f64::from(x[at(2, b) + i]) * f64::from(dy[at(3, b) + i]))
             .sum();
+        let (taps, mut once) = (kernel * kernel, None);
         let isa = Isa::ALL.into_iter().rfind(|isa| isa.is_here()).unwrap();
-        let (team, taps) = (Team::alone(), kernel * kernel);
-        let conv = TrainConv::new(isa, geometry, 1, input, 1, false);
-        let scratch = Buffer::zeroed(conv.scratch_len());
-        let mut dw = vec![0.0; conv.weights_len()];
-        conv.weight_gradient(&team, from.map(input, 0), up.map(input, 0), &mut dw, &scratch);
-        let got = f64::from(dw[(3 * 16 + 2) * taps + taps / 2]);
-        // The sum is of the size √32768 / 3 = 60; measured are 1e-4 and less.
-        assert!((got - want).abs() < 5e-4, "{:?}: {got}, not {want}", conv.words());
+        for threads in [1, 2] {
+            let team = Team::new(threads, false).unwrap();
+            let conv = TrainConv::new(isa, geometry, 1, input, threads, false);
+            let scratch = Buffer::zeroed(conv.scratch_len());
+            let mut dw = vec![0.0; conv.weights_len()];
+            conv.weight_gradient(&team, from.map(input, 0), up.map(input, 0), &mut dw, &scratch);
+            let got = f64::from(dw[(3 * 16 + 2) * taps + taps / 2]);
+            // The sum is of the size √32768 / 3 = 60; measured are 1e-4 and less.
+            assert!((got - want).abs() < 5e-4, "{:?}: {got}, not {want}", conv.words());
+            assert_eq!(once.get_or_insert_with(|| dw.clone()), &dw, "with {threads} threads");
+        }
     }
 }
 
