@@ -37,7 +37,7 @@ const LEAST_TILES: usize = 16;
 
 /// Numbers between the 36 matrices beyond what they need, so that they do not fall on the same lines
 /// of the cache.
-const SKEW: usize = LANES;
+pub(super) const SKEW: usize = LANES;
 
 /// A convolution with its weights transformed.
 pub struct Winograd {
@@ -239,7 +239,7 @@ impl Plan {
 /// Numbers of the transformed weights.
 pub(super) fn packed_len(geometry: Geometry) -> usize {
     let whole = |channels: usize| channels.div_ceil(LANES) * LANES;
-    SPOTS * whole(geometry.c_in) * whole(geometry.c_out)
+    SPOTS * (whole(geometry.c_in) * whole(geometry.c_out) + SKEW)
 }
 
 /// Upper left places of the tiles of one picture.
@@ -355,7 +355,7 @@ impl Piece<'_> {
                 // `Pack` laid them so.
                 unsafe {
                     let (v, m) = (self.v.add(spot * self.v_spot), self.m.add(spot * self.m_spot));
-                    let u = self.weights.add((spot * o + first * LANES) * c);
+                    let u = self.weights.add(spot * (o * c + SKEW) + first * LANES * c);
                     multiply(s, rows, (c / LANES, o / LANES), (first, panel), v, m, u);
                 }
             }
@@ -495,7 +495,8 @@ fn pack(geometry: Geometry, weights: &[f32], panel: usize) -> Frozen {
             for i in 0..c_in {
                 let kernel = &weights[(k * c_in + i) * 9..][..9];
                 for (spot, value) in transformed(kernel).into_iter().enumerate() {
-                    out[(spot * o + first * LANES) * c + i * width + lane] = value as f32;
+                    out[spot * (o * c + SKEW) + first * LANES * c + i * width + lane] =
+                        value as f32;
                 }
             }
         }

@@ -7,16 +7,16 @@
 //! The weights' gradient is summed tap by tap, or Winograd's way where that is less work.
 //! Letters: B pictures, C channels in, O channels out, K kernel width.
 //!
-//! [`winograd`]: super::super::winograd
-//! [`direct_conv`]: super::super::direct_conv
-//! [`stem_conv`]: super::super::stem_conv
+//! [`winograd`]: crate::ops::winograd
+//! [`direct_conv`]: crate::ops::direct_conv
+//! [`stem_conv`]: crate::ops::stem_conv
 
-use super::super::conv::{Conv, Geometry, Stage};
-use super::super::direct_conv;
-use super::super::feature_map::{Buffer, FeatureMap, Shape, Shared};
-use super::super::simd::{Isa, Kernel, LANES, Simd};
-use super::super::team::Team;
-use super::super::winograd::{self, packed_len};
+use crate::ops::conv::{Conv, Geometry, Stage};
+use crate::ops::direct_conv;
+use crate::ops::feature_map::{Buffer, FeatureMap, Shape, Shared};
+use crate::ops::simd::{Isa, Kernel, LANES, Simd};
+use crate::ops::team::Team;
+use crate::ops::winograd::{self, packed_len};
 use pack::Source;
 use stem::Stem;
 use strided::Strided;
@@ -105,9 +105,9 @@ impl TrainConv {
         let gradient = if stem {
             WeightGradient::Stem
         } else if tiles_pay(own, from) {
-            WeightGradient::Tiles(Tiles::new(isa, own, from))
+            WeightGradient::Tiles(Tiles::new(isa, own, from, threads))
         } else {
-            WeightGradient::Direct(Direct::new(isa, geometry, groups, input, threads))
+            WeightGradient::Direct(Direct::new(isa, geometry, groups, threads))
         };
         Self { isa, geometry, groups, input, threads, panel, forward, backward, gradient }
     }
@@ -216,7 +216,7 @@ impl TrainConv {
         scratch: &Buffer,
     ) {
         self.check(team, x, y, scratch);
-        self.go(team, &self.forward, (weights, false), bias, x, y, scratch);
+        self.go(team, &self.forward, (weights, false), (bias, Stage::default()), x, y, scratch);
     }
 
     /// Overwrites dx.
@@ -231,9 +231,36 @@ impl TrainConv {
         dx: FeatureMap<'_>,
         scratch: &Buffer,
     ) {
+        self.back(team, weights, dy, dx, Stage::default(), scratch);
+    }
+
+    /// Adds to dx, which another user of the input has begun.
+    ///
+    /// # Panics
+    /// If it was made without.
+    pub fn add_input_gradient(
+        &self,
+        team: &Team,
+        weights: &[f32],
+        dy: FeatureMap<'_>,
+        dx: FeatureMap<'_>,
+        scratch: &Buffer,
+    ) {
+        self.back(team, weights, dy, dx, Stage { residual: Some(dx), relu: false }, scratch);
+    }
+
+    fn back(
+        &self,
+        team: &Team,
+        weights: &[f32],
+        dy: FeatureMap<'_>,
+        dx: FeatureMap<'_>,
+        stage: Stage<'_>,
+        scratch: &Buffer,
+    ) {
         self.check(team, dx, dy, scratch);
         let way = self.backward.as_ref().expect("made without the input's gradient");
-        self.go(team, way, (weights, true), None, dy, dx, scratch);
+        self.go(team, way, (weights, true), (None, stage), dy, dx, scratch);
     }
 
     #[expect(clippy::too_many_arguments, reason = "of both ways")]
@@ -242,7 +269,7 @@ impl TrainConv {
         team: &Team,
         way: &Way,
         (weights, back): (&[f32], bool),
-        bias: Option<&[f32]>,
+        (bias, stage): (Option<&[f32]>, Stage<'_>),
         x: FeatureMap<'_>,
         y: FeatureMap<'_>,
         scratch: &Buffer,
@@ -262,7 +289,8 @@ impl TrainConv {
                 Source::forward(own, weights)
             };
             let (x, y) = (self.window(x, group), self.window(y, group));
-            let stage = Stage::default();
+            let residual = stage.residual.map(|map| self.window(map, group));
+            let stage = Stage { residual, ..stage };
             // SAFETY: `scratch_len` counts the bias, the packed weights and what the kernel needs;
             // scratch memory holds no map; weights and bias are packed for the kernel that reads them.
             unsafe {
@@ -283,7 +311,7 @@ impl TrainConv {
                     }
                     Way::Strided(plan) => {
                         source.pack_direct(self.isa, team, self.panel, packed);
-                        plan.run(team, packed, x, y);
+                        plan.run(team, packed, x, y, residual.is_some());
                     }
                     Way::Stem(stem) => {
                         let to = std::slice::from_raw_parts_mut(packed, stem.packed_len());

@@ -1,7 +1,7 @@
 //! The kernel that gradients of weights are made of: sums of outer products over places, N numbers of
 //! x by P blocks of dy, in registers.
 
-use super::super::super::simd::{Isa, LANES, Simd};
+use crate::ops::simd::{Isa, LANES, Simd};
 
 /// The most blocks of dy at once.
 pub(super) const PANEL: usize = 3;

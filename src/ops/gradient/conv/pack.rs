@@ -2,11 +2,11 @@
 //! step: turned 16 × 16 at a time, and for Winograd transformed in f32. (Inference packs once, in
 //! f64.)
 
-use super::super::super::conv::Geometry;
-use super::super::super::feature_map::Shared;
-use super::super::super::simd::{Isa, Kernel, LANES, Simd};
-use super::super::super::team::Team;
-use super::super::super::winograd::KernelPoints;
+use crate::ops::conv::Geometry;
+use crate::ops::feature_map::Shared;
+use crate::ops::simd::{Isa, Kernel, LANES, Simd};
+use crate::ops::team::Team;
+use crate::ops::winograd::{KernelPoints, SKEW};
 
 /// Taps that are turned at once.
 const TAPS: usize = 16;
@@ -60,16 +60,10 @@ impl<'a> Source<'a> {
         (self.inputs.div_ceil(LANES), self.outputs.div_ceil(LANES))
     }
 
-    /// Numbers of the direct kernel's weights.
-    pub fn direct_len(&self) -> usize {
-        let (inputs, outputs) = self.blocks();
-        inputs * outputs * self.taps * LANES * LANES
-    }
-
-    /// As [`super::super::super::direct_conv`] reads them.
+    /// As [`crate::ops::direct_conv`] reads them.
     ///
     /// # Safety
-    /// `to` can take `direct_len` numbers, which nobody else reads or writes.
+    /// `to` can take them, in whole blocks of 16 × 16, and nobody else reads or writes there.
     pub unsafe fn pack_direct(&self, isa: Isa, team: &Team, panel: usize, to: *mut f32) {
         let (inputs, outputs) = self.blocks();
         let to = Shared(to);
@@ -78,7 +72,7 @@ impl<'a> Source<'a> {
         });
     }
 
-    /// As [`super::super::super::winograd`] reads them: `packed_len` numbers.
+    /// As [`crate::ops::winograd`] reads them: `packed_len` numbers.
     ///
     /// # Safety
     /// `to` can take them, and nobody else reads or writes there.
@@ -198,7 +192,9 @@ impl Kernel for Transform<'_> {
                 for (l, row) in half.into_iter().enumerate() {
                     for (j, value) in points.kernel(s, row).into_iter().enumerate() {
                         // SAFETY: a row of matrix 6l + j, which is this piece's.
-                        unsafe { s.store(self.to.add((l * 6 + j) * o * c + start), value) };
+                        unsafe {
+                            s.store(self.to.add((l * 6 + j) * (o * c + SKEW) + start), value)
+                        };
                     }
                 }
             }

@@ -2,12 +2,12 @@
 //! [`StemConv`] and the gradient of its weights. There is none of the picture.
 //! Letters: O channels out, K kernel width.
 
-use super::super::super::conv::Geometry;
-use super::super::super::feature_map::{FeatureMap, Shape, Shared};
-use super::super::super::simd::{Isa, Kernel, LANES, Simd};
-use super::super::super::stem_conv::{Planes, StemConv, pack};
-use super::super::super::team::Team;
 use super::outer::{Places, add_products, panel, size};
+use crate::ops::conv::Geometry;
+use crate::ops::feature_map::{FeatureMap, Shape, Shared};
+use crate::ops::simd::{Isa, Kernel, LANES, Simd};
+use crate::ops::stem_conv::{Planes, StemConv, pack};
+use crate::ops::team::Team;
 
 /// The picture's channels.
 pub(super) const CHANNELS: usize = 3;

@@ -1,12 +1,12 @@
 //! The gradient of the input of a convolution with stride S > 1: the places of dx fall into S × S
 //! phases, and each is a convolution of dy of stride 1 with the taps that meet it. As
-//! [`super::super::super::direct_conv`]: the sums of some places and blocks in registers.
+//! [`crate::ops::direct_conv`]: the sums of some places and blocks in registers.
 //! Letters: C channels of dx, O of dy, K kernel width.
 
-use super::super::super::conv::Geometry;
-use super::super::super::feature_map::{FeatureMap, Shape, Shared};
-use super::super::super::simd::{Isa, Kernel, LANES, Simd};
-use super::super::super::team::Team;
+use crate::ops::conv::Geometry;
+use crate::ops::feature_map::{FeatureMap, Shape, Shared};
+use crate::ops::simd::{Isa, Kernel, LANES, Simd};
+use crate::ops::team::Team;
 
 /// Pieces of work a thread at least.
 const PIECES: usize = 4;
@@ -28,6 +28,8 @@ impl Strided {
         Self { isa, geometry, input, panel }
     }
 
+    /// With `add`, what is in dx stays part of the sums.
+    ///
     /// # Safety
     /// `weights` are packed for the direct kernel, from O to C, not flipped, and do not overlap dx.
     pub unsafe fn run(
@@ -36,6 +38,7 @@ impl Strided {
         weights: *const f32,
         dy: FeatureMap<'_>,
         dx: FeatureMap<'_>,
+        add: bool,
     ) {
         assert_eq!(dx.shape(), self.input, "the gradient of the input of {:?}", self.geometry);
         assert_eq!(dy.shape(), self.geometry.output(self.input), "{:?}", self.geometry);
@@ -46,7 +49,8 @@ impl Strided {
         let work = Shared((weights, dy, dx));
         team.chunks(pieces, if team.threads() == 1 { pieces } else { 1 }, |_, from, to| {
             let (weights, dy, dx) = work.get();
-            self.isa.run(Work { of: self, weights, dy, dx, group, pieces: (from, to) });
+            let pieces = (from, to);
+            self.isa.run(Work { of: self, weights, dy, dx, add, group, pieces });
         });
     }
 
@@ -113,6 +117,7 @@ struct Work<'a> {
     weights: *const f32, // [panels][O / 16][K][K][16][16 · blocks of the panel]
     dy: FeatureMap<'a>,
     dx: FeatureMap<'a>,
+    add: bool,
     group: usize,
     /// Of a group's rows in a panel, counted over pictures, groups and panels.
     pieces: (usize, usize),
@@ -131,6 +136,7 @@ struct Places {
     kernel: usize,
     y: Taps,
     x: Taps,
+    /// The sums begin with zero, or else with what is in dx.
     begin: bool,
     to: *mut f32,
     to_step: usize,
@@ -207,7 +213,7 @@ impl Kernel for Work<'_> {
                                     step: phase.step,
                                     count: t1 - t0,
                                 },
-                                begin: from == 0,
+                                begin: from == 0 && !self.add,
                                 to: self.dx.place(
                                     image,
                                     first,

@@ -3,19 +3,20 @@
 //! products of matrices over the tiles, a quarter of the multiplications.
 //! Letters: T tiles, C channels in, O channels out.
 //!
-//! [`winograd`]: super::super::super::winograd
+//! [`winograd`]: crate::ops::winograd
 
-use super::super::super::conv::Geometry;
-use super::super::super::feature_map::{FeatureMap, Shape, Shared};
-use super::super::super::simd::{Isa, Kernel, LANES, Simd};
-use super::super::super::team::Team;
-use super::super::super::winograd::{KernelPoints, Points, SPOTS, input_tile, tiles};
 use super::outer::{Places, add_products, panel, size};
 use super::weights::write_turned;
+use crate::ops::conv::Geometry;
+use crate::ops::feature_map::{FeatureMap, Shape, Shared};
+use crate::ops::simd::{Isa, Kernel, LANES, Simd};
+use crate::ops::team::Team;
+use crate::ops::winograd::{KernelPoints, Points, SPOTS, input_tile, tiles};
 
 /// Tiles at once, at least and at most: with more, the sums are read and written less often, with
 /// fewer the transformed maps are smaller.
-const TILES: (usize, usize) = (128, 512);
+const TILES: (usize, usize) = (LEAST_TILES, 512);
+const LEAST_TILES: usize = 128;
 
 /// Tiles of a block of channels that are transformed by one thread at a time.
 const TRANSFORMED: usize = 32;
@@ -23,6 +24,14 @@ const TRANSFORMED: usize = 32;
 /// Numbers between the 36 matrices beyond what they need, so that they do not fall on the same lines
 /// of the cache.
 const SKEW: usize = LANES;
+
+/// Parts that the tiles are cut into at most, where the sums are small: each thread then makes and
+/// multiplies its own, in memory near its core, and waits for nobody. The number of threads is no part
+/// of it, so that the sums are the same with one and with many.
+const SHARES: usize = 8;
+
+/// Bytes of sums that are small.
+const SMALL_SUMS: usize = 3 << 20;
 
 /// For one group.
 pub(super) struct Tiles {
@@ -33,18 +42,25 @@ pub(super) struct Tiles {
     images: usize,
     /// Tiles at once.
     block: usize,
+    /// Up to [`SHARES`], or one that all threads work on.
+    shares: usize,
+    threads: usize,
 }
 
 impl Tiles {
-    pub fn new(isa: Isa, geometry: Geometry, input: Shape) -> Self {
+    pub fn new(isa: Isa, geometry: Geometry, input: Shape, threads: usize) -> Self {
         let Geometry { c_in, c_out, kernel, stride, padding, dilation } = geometry;
         assert!(kernel == 3 && stride == 1 && padding == dilation && dilation > 0, "{geometry:?}");
         let tiles = tiles(input, dilation);
         let total = tiles.len() * input.images;
         // As many numbers of transformed maps as of sums.
         let even = (c_in * c_out / (c_in + c_out)).clamp(TILES.0, TILES.1);
-        let block = total.div_ceil(total.div_ceil(even));
-        Self { isa, geometry, tiles, images: input.images, block }
+        let sums = SPOTS * c_in * c_out * size_of::<f32>();
+        let most = if sums <= SMALL_SUMS { SHARES } else { 1 };
+        let shares = (total / LEAST_TILES).clamp(1, most);
+        let most = total.div_ceil(shares);
+        let block = most.div_ceil(most.div_ceil(even));
+        Self { isa, geometry, tiles, images: input.images, block, shares, threads }
     }
 
     fn blocks(&self) -> (usize, usize) {
@@ -58,7 +74,9 @@ impl Tiles {
     }
 
     pub fn scratch_len(&self) -> usize {
-        SPOTS * self.spots().iter().sum::<usize>()
+        let [x, dy, sums] = self.spots();
+        let at_once = if self.shares > 1 { self.threads } else { 1 };
+        SPOTS * ((x + dy) * at_once + sums * self.shares)
     }
 
     /// # Safety
@@ -75,23 +93,53 @@ impl Tiles {
         let [x_spot, dy_spot, sum_spot] = self.spots();
         let (c, o) = self.blocks();
         let total = self.tiles.len() * self.images;
-        let v = scratch;
-        let d = v.wrapping_add(SPOTS * x_spot);
-        let sums = d.wrapping_add(SPOTS * dy_spot);
-        let shared = Shared((x, dy, v, d, sums, dw));
-        let work = |first: usize, count: usize, part: Part| {
-            let (x, dy, v, d, sums, dw) = shared.get();
+        let at_once = if self.shares > 1 { self.threads } else { 1 };
+        assert!(team.threads() <= self.threads, "made for {} threads", self.threads);
+        let maps = SPOTS * (x_spot + dy_spot);
+        let sums = scratch.wrapping_add(at_once * maps);
+        let shared = Shared((x, dy, scratch, sums, dw));
+        // For tiles `first`.. of share `share`, in the transformed maps of `thread`.
+        let work = |(thread, share): (usize, usize), tiles: (usize, usize), begin, part: Part| {
+            let (x, dy, scratch, sums, dw) = shared.get();
+            let v = scratch.wrapping_add(thread * maps);
+            let d = v.wrapping_add(SPOTS * x_spot);
+            let sums = sums.wrapping_add(share * SPOTS * sum_spot);
             let spots = (x_spot, dy_spot, sum_spot);
-            Work { of: self, x, dy, v, d, sums, dw, spots, tiles: (first, count), part }
+            Work { of: self, x, dy, v, d, sums, dw, spots, tiles, begin, part }
         };
-        for first in (0..total).step_by(self.block) {
+        if self.shares > 1 {
+            team.chunks(self.shares, 1, |thread, from, to| {
+                for share in from..to {
+                    let at = |share: usize| total * share / self.shares;
+                    let (begin, end) = (at(share), at(share + 1));
+                    for first in (begin..end).step_by(self.block) {
+                        let tiles = (first, self.block.min(end - first));
+                        let run = |part| {
+                            self.isa.run(work((thread, share), tiles, first == begin, part));
+                        };
+                        (0..c + o).for_each(|block| {
+                            run(Part::Transform { block, tiles: (0, tiles.1) });
+                        });
+                        (0..SPOTS).for_each(|spot| run(Part::Products { spot, blocks: (0, c) }));
+                    }
+                }
+            });
+        }
+        let together = if self.shares > 1 { 0 } else { total };
+        for first in (0..together).step_by(self.block) {
             let count = self.block.min(total - first);
+            let (alone, begin) = ((0, 0), first == 0);
             let shares = count.div_ceil(TRANSFORMED);
             team.chunks((c + o) * shares, 1, |_, from, to| {
                 for piece in from..to {
                     let (block, share) = (piece / shares, piece % shares);
                     let tiles = (count * share / shares, count * (share + 1) / shares);
-                    self.isa.run(work(first, count, Part::Transform { block, tiles }));
+                    self.isa.run(work(
+                        alone,
+                        (first, count),
+                        begin,
+                        Part::Transform { block, tiles },
+                    ));
                 }
             });
             // A spot's channels in two halves where there are enough, so that no thread waits long.
@@ -100,12 +148,17 @@ impl Tiles {
                 for piece in from..to {
                     let (spot, half) = (piece / halves, piece % halves);
                     let blocks = (c * half / halves, c * (half + 1) / halves);
-                    self.isa.run(work(first, count, Part::Products { spot, blocks }));
+                    self.isa.run(work(
+                        alone,
+                        (first, count),
+                        begin,
+                        Part::Products { spot, blocks },
+                    ));
                 }
             });
         }
         team.chunks(c * o, 1, |_, from, to| {
-            self.isa.run(work(0, 0, Part::Kernels { pieces: (from, to) }));
+            self.isa.run(work((0, 0), (0, 0), false, Part::Kernels { pieces: (from, to) }));
         });
     }
 }
@@ -138,6 +191,8 @@ struct Work<'a> {
     spots: (usize, usize, usize),
     /// First of this round, counted over all pictures, and how many.
     tiles: (usize, usize),
+    /// The sums begin with this round.
+    begin: bool,
     part: Part,
 }
 
@@ -249,7 +304,7 @@ impl Work<'_> {
                             columns: count,
                         };
                         let sums = self.sums.add(spot * self.spots.2 + row * LANES);
-                        add_products(s, (numbers, blocks), places, sums, self.tiles.0 == 0);
+                        add_products(s, (numbers, blocks), places, sums, self.begin);
                     }
                 }
             }
@@ -271,15 +326,19 @@ impl Work<'_> {
             let mut turned = [0.0; 9 * LANES * LANES]; // [3][3][16 inputs][16 outputs]
             for lane in 0..LANES {
                 let row = first * c * LANES + (input * LANES + lane) * blocks + output - first;
-                // SAFETY: a row of the panel's sums, in each of the 36 matrices.
-                let load = |spot: usize| unsafe {
-                    s.load(self.sums.add(spot * self.spots.2 + row * LANES).cast_const())
-                };
+                let share = SPOTS * self.spots.2;
                 let mut half = [[s.zero(); 6]; 3];
                 for j in 0..6 {
                     let mut column = [s.zero(); 6];
                     for (i, value) in column.iter_mut().enumerate() {
-                        *value = load(i * 6 + j);
+                        let at = (i * 6 + j) * self.spots.2 + row * LANES;
+                        // SAFETY: a row of the panel's sums, in each of the 36 matrices of each share.
+                        unsafe {
+                            *value = s.load(self.sums.add(at));
+                            for other in 1..self.of.shares {
+                                *value = s.add(*value, s.load(self.sums.add(other * share + at)));
+                            }
+                        }
                     }
                     let column = points.kernel_gradient(s, column);
                     for i in 0..3 {

@@ -1,11 +1,11 @@
 //! The gradient of weights tap by tap, for every kernel, stride, padding and dilation: for each tap
 //! the products of dy and of the x that falls on it, summed over places.
 
-use super::super::super::conv::Geometry;
-use super::super::super::feature_map::{FeatureMap, Shape, Shared};
-use super::super::super::simd::{Isa, Kernel, LANES, Simd};
-use super::super::super::team::Team;
 use super::outer::{PANEL, Places, add_products, panel, size};
+use crate::ops::conv::Geometry;
+use crate::ops::feature_map::{FeatureMap, Shared};
+use crate::ops::simd::{Isa, Kernel, LANES, Simd};
+use crate::ops::team::Team;
 
 /// Places that are summed at once, whose x and dy stay in the core's first cache for all taps.
 const BAND: usize = 128;
@@ -16,20 +16,19 @@ const SUMS_BYTES: usize = 128 << 10;
 /// Pieces of work for each thread, about.
 const PIECES: usize = 6;
 
-/// `geometry` and shapes of all groups.
+/// `geometry` of all groups.
 pub(super) struct Direct {
     isa: Isa,
     geometry: Geometry,
     groups: usize,
-    input: Shape,
     threads: usize,
     /// Blocks of dy at once.
     panel: usize,
 }
 
 impl Direct {
-    pub fn new(isa: Isa, geometry: Geometry, groups: usize, input: Shape, threads: usize) -> Self {
-        Self { isa, geometry, groups, input, threads, panel: isa.run(Panel) }
+    pub fn new(isa: Isa, geometry: Geometry, groups: usize, threads: usize) -> Self {
+        Self { isa, geometry, groups, threads, panel: isa.run(Panel) }
     }
 
     /// Channels of a group, in and out.
