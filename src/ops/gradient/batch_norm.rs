@@ -11,6 +11,8 @@
 //! blocks of channels at a time are summed and then written, while they are still in a cache.
 
 mod passes;
+#[cfg(test)]
+mod tests;
 
 use passes::{Deviations, Gate, GradientSums, Gradients, Normalise, OfNorm, OfY, Open};
 

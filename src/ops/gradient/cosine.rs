@@ -264,7 +264,7 @@ mod tests {
         })
     }
 
-    /// `b` is short where the shape has one channel: then the gradient is 0 and differences are noise.
+    /// What f64 differences of a step of 10⁻⁶ leave, and f32.
     const BOUND: (f32, f32) = (2e-6, 1e-4);
 
     #[test]
@@ -273,9 +273,14 @@ mod tests {
             let single = Shape { channels: 1, ..shape };
             let [(a, a_values), (b, b_values)] = maps(shape);
             let (dy, dy_values) = filled(single, 14);
-            let want = differences([&a_values, &b_values, &dy_values], shape, |a, b, dy| {
+            let numbers = [&a_values[..], &b_values, &dy_values];
+            let want = differences(numbers, shape, |a, b, dy| {
                 let (a, b) = (unit(a), unit(b));
                 dy[0] * (1.0 - a.iter().zip(&b).map(|(a, b)| a * b).sum::<f64>())
+            });
+            let half_squared = differences(numbers, shape, |a, b, dy| {
+                let (a, b) = (unit(a), unit(b));
+                dy[0] * 0.5 * a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum::<f64>()
             });
             everywhere(|team, isa| {
                 let out = used(shape);
@@ -283,6 +288,7 @@ mod tests {
                 let maps = [a.map(shape, 0), b.map(shape, 0)];
                 cosine_distance(team, isa, maps, dy, Accumulate::Set, db);
                 assert_holds(db, &want, BOUND, "distance");
+                assert_holds(db, &half_squared, BOUND, "half the squared difference");
                 cosine_distance(team, isa, maps, dy, Accumulate::Add, db);
                 let twice: Vec<f32> = want.iter().map(|x| 2.0 * x).collect();
                 assert_holds(db, &twice, BOUND, "distance, added");

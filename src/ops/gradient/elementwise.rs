@@ -10,6 +10,10 @@ use crate::ops::team::Team;
 /// The smallest number above zero: y is below it where y ≤ 0, and where y is NaN it is not.
 const ABOVE_ZERO: f32 = f32::from_bits(1);
 
+/// How far before its use dy is asked for. Compilers make of [`where_above_zero`] a load under its
+/// mask, which cannot begin before the other map's numbers are there.
+pub(super) const AHEAD: usize = 8 * LANES;
+
 /// dx (+)= dy: what a sum gives to each of its terms, and what a concatenation gives to its parts,
 /// where `dy` is the part's window of the whole.
 ///
@@ -164,6 +168,7 @@ impl<O: Lanewise> Kernel for EachRow<'_, O> {
             let place = |map: &FeatureMap<'_>| map.place(image, block, y as isize, 0);
             let (dy, other, to) = (place(&self.from[0]), place(&self.from[1]), place(&self.to));
             for i in (0..len).step_by(LANES) {
+                s.prefetch(dy.wrapping_add(i + AHEAD));
                 // SAFETY: a row has W places of 16 from its place 0 on, in each of the maps, which
                 // have one shape; no other thread has this row of the result.
                 unsafe {

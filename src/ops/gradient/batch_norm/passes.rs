@@ -3,7 +3,7 @@
 use super::{Backward, Cut, row};
 use crate::ops::conv::Stage;
 use crate::ops::feature_map::FeatureMap;
-use crate::ops::gradient::elementwise::where_above_zero;
+use crate::ops::gradient::elementwise::{AHEAD, where_above_zero};
 use crate::ops::simd::{Kernel, LANES, Simd};
 
 /// Sums that grow side by side, so that one need not wait for its last addition.
@@ -97,6 +97,7 @@ impl Gate for OfY<'_> {
         from: *const f32,
         offset: usize,
     ) -> S::F {
+        s.prefetch(from.wrapping_add(offset + AHEAD));
         // SAFETY: as the caller promises.
         where_above_zero(s, unsafe { s.load(from.add(offset)) }, dy)
     }
@@ -280,6 +281,7 @@ impl<G: Gate> Kernel for GradientSums<'_, G> {
                         // has this row of the residual's gradient.
                         unsafe {
                             let value = s.load(x.add(offset));
+                            s.prefetch(dy.wrapping_add(offset + AHEAD));
                             let dy = s.load(dy.add(offset));
                             let g = self.gate.pass(s, dy, value, [scale, shift], gate, offset);
                             if let Some((into, to)) = to {
@@ -339,6 +341,7 @@ impl<G: Gate> Kernel for Gradients<'_, G> {
                     // row of the result.
                     unsafe {
                         let value = s.load(x.add(i));
+                        s.prefetch(dy.wrapping_add(i + AHEAD));
                         let g = s.load(dy.add(i));
                         let g = self.gate.pass(s, g, value, [scale, shift], gate, i);
                         let value = if self.fixed {
