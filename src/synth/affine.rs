@@ -146,8 +146,8 @@ impl Affine {
         let (width, height) = (mask.width, mask.height);
         let mut warped = Mask::empty(width, height);
         self.each_source(width, height, |at, u, v| {
-            let (x, y) = ((u + 0.5).floor(), (v + 0.5).floor());
-            if x >= 0.0 && y >= 0.0 && x < width as f64 && y < height as f64 {
+            let (x, y) = (below(u + 0.5), below(v + 0.5));
+            if x >= 0 && y >= 0 && x < width as i64 && y < height as i64 {
                 warped.inside[at] = mask.inside[y as usize * width + x as usize];
             }
         });
@@ -166,9 +166,9 @@ impl Affine {
         assert!(plane.len().is_multiple_of(width), "{} numbers in rows of {width}", plane.len());
         let height = plane.len() / width;
         self.each_source(width, height, |at, u, v| {
-            let sum: f64 = corners(u, v, width, height)
-                .map(|(place, weight)| weight * f64::from(plane[place]))
-                .sum();
+            let corners = corners(u, v, width, height);
+            let sum: f64 =
+                corners.iter().map(|&(place, weight)| weight * f64::from(plane[place])).sum();
             warped[at] = sum as f32;
         });
         warped
@@ -229,7 +229,7 @@ fn expanded(degrees: f64, from: (u32, u32)) -> (u32, u32) {
 
 /// The levels at a point, what lies outside as at the nearest rim.
 fn inside_bilinear(picture: &RgbImage, u: f64, v: f64) -> [f64; 3] {
-    let (x, y) = (u.floor(), v.floor());
+    let (x, y) = (below(u) as f64, below(v) as f64);
     let (dx, dy) = (u - x, v - y);
     let columns = [x, x + 1.0].map(|x| x.clamp(0.0, f64::from(picture.width() - 1)) as u32);
     let rows = [y, y + 1.0].map(|y| y.clamp(0.0, f64::from(picture.height() - 1)) as u32);
@@ -242,24 +242,31 @@ fn inside_bilinear(picture: &RgbImage, u: f64, v: f64) -> [f64; 3] {
     })
 }
 
-/// The up to four places around a point that are in the picture, and their weights.
-fn corners(u: f64, v: f64, width: usize, height: usize) -> impl Iterator<Item = (usize, f64)> {
-    let (x, y) = (u.floor(), v.floor());
-    let (dx, dy) = (u - x, v - y);
-    let around = [
-        (x, y, (1.0 - dx) * (1.0 - dy)),
-        (x + 1.0, y, dx * (1.0 - dy)),
-        (x, y + 1.0, (1.0 - dx) * dy),
-        (x + 1.0, y + 1.0, dx * dy),
-    ];
-    around.into_iter().filter_map(move |(x, y, weight)| {
-        let inside = x >= 0.0 && y >= 0.0 && x < width as f64 && y < height as f64;
-        inside.then(|| (y as usize * width + x as usize, weight))
+/// The four places around a point and their weights; one that is not in the picture weighs nothing.
+fn corners(u: f64, v: f64, width: usize, height: usize) -> [(usize, f64); 4] {
+    let (x, y) = (below(u), below(v));
+    let (dx, dy) = (u - x as f64, v - y as f64);
+    let weights = [(1.0 - dx) * (1.0 - dy), dx * (1.0 - dy), (1.0 - dx) * dy, dx * dy];
+    let (right, bottom) = (width as i64 - 1, height as i64 - 1);
+    if x >= 0 && y >= 0 && x < right && y < bottom {
+        let first = y as usize * width + x as usize;
+        let places = [first, first + 1, first + width, first + width + 1];
+        return std::array::from_fn(|i| (places[i], weights[i]));
+    }
+    let around = [(x, y), (x.saturating_add(1), y), (x, y.saturating_add(1))];
+    let around = [around[0], around[1], around[2], (around[1].0, around[2].1)];
+    std::array::from_fn(|i| {
+        let (x, y) = around[i];
+        let inside = (0..=right).contains(&x) && (0..=bottom).contains(&y);
+        if inside { (y as usize * width + x as usize, weights[i]) } else { (0, 0.0) }
     })
 }
 
-fn round(level: f64) -> u8 {
-    (level + 0.5) as u8
+/// The whole number at or below: `floor` is a call of the mathematics library where the compiler may
+/// not count on SSE4.1.
+fn below(value: f64) -> i64 {
+    let cut = value as i64;
+    cut - i64::from(value < cut as f64)
 }
 
 #[cfg(test)]
