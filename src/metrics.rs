@@ -277,6 +277,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn two_percent_of_few_parts_are_none_and_of_fifty_one() {
+        // Defects 0, 1, 2, …; the good parts lie at .5, between the first two defects.
+        for (defects, kept) in [(10_u8, 0.0), (49, 0.0), (50, 1.0), (99, 1.0), (100, 1.0)] {
+            let scores: Vec<f32> = (0..defects).map(f32::from).chain([0.5, 0.5]).collect();
+            let labels: Vec<u8> = [vec![1; usize::from(defects)], vec![0, 0]].concat();
+            assert_eq!(ranking(&scores, &labels).goods_kept(2), Some(kept), "{defects} defects");
+            // The same turned over, for the defects caught.
+            let scores: Vec<f32> = scores.iter().map(|score| -score).collect();
+            let labels: Vec<u8> = labels.iter().map(|label| 1 - label).collect();
+            assert_eq!(ranking(&scores, &labels).bads_caught(2), Some(kept), "{defects} goods");
+        }
+        let one_class = ranking(&[0.1, 0.2], &[1, 1]);
+        assert_eq!((one_class.goods_kept(2), one_class.bads_caught(2)), (None, None));
+    }
+
+    #[test]
+    fn curves_go_through_every_distinct_score() {
+        let ranking = ranking(&[0.1, 0.4, 0.4, 0.8], &[0, 0, 1, 1]);
+        let roc = ranking.roc(100).unwrap();
+        assert_eq!(roc.points, [(0.0, 0.0), (0.0, 0.5), (0.5, 1.0), (1.0, 1.0)]);
+        let precision_recall = ranking.precision_recall(100).unwrap();
+        assert_eq!(precision_recall.points, [(0.5, 1.0), (1.0, 2.0 / 3.0), (1.0, 0.5)]);
+        assert_eq!((roc.max_error, precision_recall.max_error), (0.0, 0.0));
+    }
+
     fn samples() -> impl Strategy<Value = Vec<(u8, bool)>> {
         // Few levels, so that ties are common.
         prop::collection::vec((0_u8..12, any::<bool>()), 1..60)
@@ -320,6 +346,32 @@ mod tests {
                 prop_assert!((ranking.average_precision().unwrap() - ap).abs() < 1e-12);
                 prop_assert!((ranking.f1_max().unwrap().f1 - best_f1).abs() < 1e-12);
             }
+        }
+
+        #[test]
+        fn no_threshold_sorts_better_within_the_budget(samples in samples(), percent in 0_u32..=100) {
+            let (scores, anomalous): (Vec<f32>, Vec<bool>) =
+                samples.iter().map(|&(s, a)| (f32::from(s), a)).unzip();
+            let count = |of: bool, sorted: &dyn Fn(u8) -> bool| {
+                samples.iter().filter(|&&(s, a)| a == of && sorted(s)).count()
+            };
+            let (bads, goods) = (count(true, &|_| true), count(false, &|_| true));
+            let (mut kept, mut caught) = (0, 0);
+            for threshold in 0_u8..=12 {
+                let escapes = count(true, &|s| s < threshold);
+                let rejects = count(false, &|s| s >= threshold);
+                if 100 * escapes <= percent as usize * bads {
+                    kept = kept.max(goods - rejects);
+                }
+                if 100 * rejects <= percent as usize * goods {
+                    caught = caught.max(bads - escapes);
+                }
+            }
+            let want = (bads > 0 && goods > 0)
+                .then(|| (kept as f64 / goods as f64, caught as f64 / bads as f64));
+            let ranking = Ranking::new(&scores, &anomalous).unwrap();
+            prop_assert_eq!(ranking.goods_kept(percent), want.map(|want| want.0));
+            prop_assert_eq!(ranking.bads_caught(percent), want.map(|want| want.1));
         }
     }
 }

@@ -202,3 +202,161 @@ fn quantile(ascending: &[f64], share: f64) -> f64 {
     let high = (low + 1).min(ascending.len() - 1);
     ascending[low] + part * (ascending[high] - ascending[low])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Ranking;
+    use super::super::regions::{PixelRanking, Pixels};
+    use super::*;
+
+    const FEW: Bootstrap = Bootstrap { resamples: 40, seed: 5, confidence: 0.9 };
+
+    struct Map {
+        scores: Vec<f32>,
+        mask: Vec<bool>,
+    }
+
+    /// Six maps of 32 × 32, four of them with an anomalous square; `levels` distinct scores.
+    fn maps(levels: u32) -> Vec<Map> {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let one = |i: usize| {
+            let inside = |at: usize| {
+                i < 4 && (8..20).contains(&(at % 32)) && (4..9 + i).contains(&(at / 32))
+            };
+            let mask: Vec<bool> = (0..1024).map(inside).collect();
+            let mut score = |&anomalous: &bool| {
+                let level = rng.random_range(0..levels) as f32 / levels as f32;
+                level + if anomalous { 0.4 } else { 0.0 }
+            };
+            Map { scores: mask.iter().map(&mut score).collect(), mask }
+        };
+        (0..6).map(one).collect()
+    }
+
+    fn scores(maps: &[Map]) -> PixelScores {
+        let mut scores = PixelScores::default();
+        maps.iter().for_each(|map| scores.add(&map.scores, &map.mask, 32).unwrap());
+        scores
+    }
+
+    /// The draws as they are promised: pictures with replacement, a stream for each resample, again
+    /// where `is_usable` says no.
+    fn draws(pictures: usize, is_usable: impl Fn(&[usize]) -> bool) -> Vec<Vec<usize>> {
+        let draw = |resample| {
+            let mut rng = ChaCha8Rng::seed_from_u64(FEW.seed);
+            rng.set_stream(resample);
+            loop {
+                let drawn: Vec<usize> =
+                    (0..pictures).map(|_| rng.random_range(0..pictures)).collect();
+                if is_usable(&drawn) {
+                    return drawn;
+                }
+            }
+        };
+        (0..FEW.resamples as u64).map(draw).collect()
+    }
+
+    /// 5 % and 95 % of forty values: between ranks 1.95 and 37.05 counted from 0.
+    fn interval(mut values: Vec<f64>) -> Interval {
+        values.sort_by(f64::total_cmp);
+        Interval {
+            low: values[1] * 0.05 + values[2] * 0.95,
+            high: values[37] * 0.95 + values[38] * 0.05,
+        }
+    }
+
+    #[track_caller]
+    fn assert_near(got: Interval, want: Interval, tolerance: f64) {
+        let off = (got.low - want.low).abs().max((got.high - want.high).abs());
+        assert!(off <= tolerance, "{got:?}, not {want:?}");
+    }
+
+    /// Against every pixel of each resample ranked anew.
+    fn assert_pixel_intervals(levels: u32, tolerance: f64) {
+        let maps = maps(levels);
+        let rankings: Vec<PixelRanking> = draws(6, |drawn| drawn.iter().any(|&i| i < 4))
+            .iter()
+            .map(|drawn| {
+                let mut pixels = Pixels::default();
+                for map in drawn.iter().map(|&i| &maps[i]) {
+                    pixels.add(&map.scores, &map.mask, 32).unwrap();
+                }
+                pixels.rank()
+            })
+            .collect();
+        let wanted = |figure: fn(&PixelRanking) -> Option<f64>| {
+            interval(rankings.iter().map(|ranking| figure(ranking).unwrap()).collect())
+        };
+        let got = FEW.pixels(&scores(&maps)).unwrap().unwrap();
+        assert_near(got.auroc, wanted(PixelRanking::auroc), tolerance);
+        assert_near(got.average_precision, wanted(PixelRanking::average_precision), tolerance);
+        assert_near(got.aupro, wanted(|ranking| ranking.aupro(AUPRO_LIMIT)), tolerance);
+    }
+
+    #[test]
+    fn pixel_intervals_are_exact_where_each_score_has_its_bin() {
+        assert_pixel_intervals(1000, 1e-12);
+    }
+
+    #[test]
+    fn pixel_intervals_of_more_scores_than_bins_are_near() {
+        assert_pixel_intervals(1 << 22, 1e-3);
+    }
+
+    #[test]
+    fn image_intervals_are_those_of_resampled_rankings() {
+        let (scores, anomalous) = ([0.1_f32, 0.4, 0.4, 0.8, 0.3], [false, false, true, true, true]);
+        let usable = |drawn: &[usize]| {
+            drawn.iter().any(|&i| anomalous[i]) && drawn.iter().any(|&i| !anomalous[i])
+        };
+        let rankings: Vec<Ranking> = draws(5, usable)
+            .iter()
+            .map(|drawn| {
+                let (scores, anomalous): (Vec<f32>, Vec<bool>) =
+                    drawn.iter().map(|&i| (scores[i], anomalous[i])).unzip();
+                Ranking::new(&scores, &anomalous).unwrap()
+            })
+            .collect();
+        let wanted = |figure: fn(&Ranking) -> Option<f64>| {
+            interval(rankings.iter().map(|ranking| figure(ranking).unwrap()).collect())
+        };
+        let got = FEW.images(&scores, &anomalous).unwrap().unwrap();
+        assert_near(got.auroc, wanted(Ranking::auroc), 1e-12);
+        assert_near(got.average_precision, wanted(Ranking::average_precision), 1e-12);
+        assert_near(got.f1_max, wanted(|ranking| Some(ranking.f1_max()?.f1)), 1e-12);
+    }
+
+    #[test]
+    fn the_seed_decides_and_threads_do_not() {
+        let scores = scores(&maps(1 << 22));
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| FEW.pixels(&scores).unwrap())
+        };
+        assert_eq!(on(1), on(3));
+        assert_ne!(on(1), Bootstrap { seed: 6, ..FEW }.pixels(&scores).unwrap());
+    }
+
+    #[test]
+    fn one_class_or_streamed_pixels_have_no_interval() {
+        assert_eq!(FEW.images(&[0.1, 0.2], &[true, true]).unwrap(), None);
+        let mut goods = PixelScores::default();
+        goods.add(&[0.1; 4], &[false; 4], 2).unwrap();
+        assert_eq!(FEW.pixels(&goods).unwrap(), None);
+        let mut streamed = PixelScores::new(0);
+        streamed.add(&[0.1; 4], &[false, false, true, true], 2).unwrap();
+        assert_eq!(FEW.pixels(&streamed).unwrap(), None);
+    }
+
+    #[test]
+    fn settings_that_make_no_interval_are_refused() {
+        for (wrong, says) in [
+            (Bootstrap { resamples: 0, ..FEW }, "resamples = 0"),
+            (Bootstrap { confidence: 1.0, ..FEW }, "confidence = 1"),
+        ] {
+            let error = wrong.images(&[0.1, 0.2], &[true, false]).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        assert!(FEW.images(&[0.1, f32::NAN], &[true, false]).is_err());
+    }
+}

@@ -136,3 +136,106 @@ fn exact(pixels: Pixels) -> PixelFigures {
         bounds: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// A map of rows of 8 and its mask.
+    type Map = (Vec<f32>, Vec<bool>);
+
+    fn figures<'a>(maps: impl IntoIterator<Item = &'a Map>, budget_bytes: u64) -> PixelFigures {
+        let mut scores = PixelScores::new(budget_bytes);
+        for (map, mask) in maps {
+            scores.add(map, mask, 8).unwrap();
+        }
+        scores.finish()
+    }
+
+    /// Scores within a few bins of 256, so that most share theirs; around each of three levels.
+    fn maps() -> impl Strategy<Value = Vec<Map>> {
+        let pixel = (0_usize..3, 0_u32..400, prop::bool::weighted(0.2)).prop_map(
+            |(level, above, anomalous)| {
+                let level = [-0.5_f32, 1e-3, 1.0][level];
+                (f32::from_bits(level.to_bits() + above), anomalous)
+            },
+        );
+        let map = prop::collection::vec(pixel, 40).prop_map(|pixels| pixels.into_iter().unzip());
+        prop::collection::vec(map, 1..5)
+    }
+
+    proptest! {
+        #[test]
+        fn a_streamed_figure_lies_within_its_bound(maps in maps(), kept in 0_u64..4) {
+            let exact = figures(&maps, u64::MAX);
+            prop_assert_eq!(exact.bounds, None);
+            let streamed = figures(&maps, kept * 400);
+            let Some(bounds) = streamed.bounds else { return Ok(()) };
+            for (name, exact, streamed, bound) in [
+                ("AUROC", exact.auroc, streamed.auroc, bounds.auroc),
+                ("AP", exact.average_precision, streamed.average_precision, bounds.average_precision),
+                ("AUPRO", exact.aupro, streamed.aupro, bounds.aupro),
+                ("IAP", exact.iap, streamed.iap, bounds.iap),
+                ("IAP@90", exact.iap_90, streamed.iap_90, bounds.iap_90),
+            ] {
+                let off = exact.zip(streamed).map_or(0.0, |(a, b)| (a - b).abs());
+                prop_assert_eq!(exact.is_some(), streamed.is_some());
+                prop_assert!(off <= bound + 1e-12, "{}: {:?}, {:?} ± {}", name, exact, streamed, bound);
+            }
+            prop_assert_eq!((exact.pixels, exact.regions), (streamed.pixels, streamed.regions));
+        }
+
+        #[test]
+        fn the_order_of_pictures_does_not_show(maps in maps(), kept in 0_u64..4) {
+            for budget in [u64::MAX, kept * 400] {
+                let backwards = figures(maps.iter().rev(), budget);
+                prop_assert_eq!(figures(&maps, budget), backwards);
+            }
+        }
+    }
+
+    #[test]
+    fn few_levels_are_exact_even_when_streamed() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let maps: Vec<Map> = (0..4)
+            .map(|_| (0..64).map(|_| (rng.random_range(0..9) as f32, rng.random_bool(0.3))).unzip())
+            .collect();
+        let (exact, streamed) = (figures(&maps, u64::MAX), figures(&maps, 0));
+        assert_eq!(streamed, PixelFigures { bounds: Some(Bounds::default()), ..exact });
+    }
+
+    #[test]
+    fn a_streamed_bound_is_small() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let maps: Vec<Map> = (0..100)
+            .map(|_| {
+                let anomalous: Vec<bool> = (0..640).map(|i| i % 80 < 8).collect();
+                let score = |&anomalous: &bool| {
+                    let far: f32 = rng.random_range(0.0..1.0_f32) * rng.random_range(0.0..1.0);
+                    if anomalous { far + 0.2 } else { far }
+                };
+                (anomalous.iter().map(score).collect(), anomalous)
+            })
+            .collect();
+        let bounds = figures(&maps, 0).bounds.unwrap();
+        let worst = bounds.auroc.max(bounds.aupro).max(bounds.average_precision);
+        assert!(worst < 1e-4 && bounds.auroc > 0.0, "{bounds:?}");
+    }
+
+    #[test]
+    fn what_has_no_rank_is_refused_streamed_or_not() {
+        for budget in [u64::MAX, 0] {
+            let mut scores = PixelScores::new(budget);
+            scores.add(&[1.0; 8], &[false; 8], 8).unwrap();
+            let error = scores.add(&[f32::NAN; 8], &[true; 8], 8).unwrap_err().to_string();
+            assert!(error.contains("pixel 0"), "{error}");
+            assert!(scores.add(&[1.0; 8], &[false; 9], 8).is_err());
+            let figures = scores.finish();
+            assert_eq!((figures.pixels, figures.auroc, figures.pro), (8, None, None));
+        }
+    }
+}

@@ -290,6 +290,15 @@ mod tests {
     }
 
     #[test]
+    fn the_pro_curve_is_cut_at_the_limit() {
+        // Four normal pixels; the region's lie above the first and between the second and third.
+        let ranking = one_map(&[0.9, 0.5, 0.8, 0.6, 0.4, 0.1], &[1, 1, 0, 0, 0, 0], 6);
+        let curve = ranking.pro_curve(0.6, 100).unwrap();
+        let want = [(0.0, 0.0), (0.0, 0.5), (0.25, 0.5), (0.5, 0.5), (0.5, 1.0), (0.6, 1.0)];
+        assert_eq!((curve.points, curve.max_error), (want.to_vec(), 0.0));
+    }
+
+    #[test]
     fn undefined_is_none() {
         let normal = one_map(&[0.1, 0.2], &[0, 0], 2);
         assert_eq!((normal.aupro(0.3), normal.iap(), normal.iap_at(90)), (None, None, None));
@@ -383,6 +392,42 @@ mod tests {
             let mut pixels = Pixels::default();
             pixels.add(&scores, &mask, 6).unwrap();
             prop_assert!((pixels.rank().aupro(limit).unwrap() - area / limit).abs() < 1e-12);
+        }
+
+        /// Against the definition: each instance's threshold and each precision counted afresh.
+        #[test]
+        fn iap_follows_its_definition(
+            cells in prop::collection::vec((0_u8..6, prop::bool::weighted(0.3)), 36),
+            percent in 0_u32..=100,
+        ) {
+            let scores: Vec<f32> = cells.iter().map(|c| f32::from(c.0)).collect();
+            let mask: Vec<bool> = cells.iter().map(|c| c.1).collect();
+            let (labels, regions) = components::label(&mask, 6);
+            prop_assume!(regions > 0);
+            let found_at = |region: u32, threshold: u8| {
+                let of_region = (0..36).filter(|&i| labels[i] == region);
+                let found = of_region.clone().filter(|&i| cells[i].0 >= threshold).count();
+                2 * found > of_region.count()
+            };
+            // The best precision of a threshold at which so many instances are found.
+            let best = |least: u32| {
+                (0_u8..6)
+                    .filter(|&t| (1..=regions).filter(|&r| found_at(r, t)).count() >= least as usize)
+                    // only where an instance is just found
+                    .filter(|&t| (1..=regions).any(|r| found_at(r, t) && !found_at(r, t + 1)))
+                    .map(|t| {
+                        let all = cells.iter().filter(|c| c.0 >= t);
+                        all.clone().filter(|c| c.1).count() as f64 / all.count() as f64
+                    })
+                    .fold(0.0, f64::max)
+            };
+            let iap = (1..=regions).map(best).sum::<f64>() / f64::from(regions);
+            let least = (1..=regions).find(|n| 100 * n >= percent * regions).unwrap();
+            let mut pixels = Pixels::default();
+            pixels.add(&scores, &mask, 6).unwrap();
+            let ranking = pixels.rank();
+            prop_assert!((ranking.iap().unwrap() - iap).abs() < 1e-12);
+            prop_assert_eq!(ranking.iap_at(percent), Some(best(least)));
         }
     }
 }
