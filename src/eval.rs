@@ -270,12 +270,8 @@ fn detect(
 /// The sample's picture, and its mask if it has one.
 fn read(sample: &Sample, settings: &Settings) -> Result<(Image, Option<GrayImage>)> {
     let picture = folder::read(&sample.path, settings.significant_bits)?;
-    let Some(path) = &sample.mask else { return Ok((picture, None)) };
-    let mask = match folder::read(path, 16)? {
-        Image::Gray(mask) => mask,
-        Image::Rgb(mask) => image::DynamicImage::ImageRgb8(mask).into_luma8(),
-    };
-    Ok((picture, Some(mask)))
+    let mask = sample.mask.as_deref().map(mask::open).transpose()?;
+    Ok((picture, mask))
 }
 
 /// The mask at `width` × `height`; all false on a good part.
