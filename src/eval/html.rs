@@ -129,7 +129,7 @@ fn summary(report: &Report) -> Markup {
 fn figures(runs: &[Run], mean: Option<&Mean>) -> Markup {
     html! {
         div.wide {
-            table {
+            table.figures {
                 thead {
                     tr {
                         th { "category" }
