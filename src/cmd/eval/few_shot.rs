@@ -18,6 +18,7 @@ use super::{machine, now, put};
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "How many good parts it takes")]
+#[group(id = "few_shot_args")]
 pub struct Args {
     /// Instead of bundles, judge memory banks of so many good parts of the category's train folder,
     /// such as 1,2,4,8,16,all; without thresholds
