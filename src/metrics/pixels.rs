@@ -1,5 +1,5 @@
 //! The pixel figures of a test set: exact as long as the pixels fit a budget of memory, and from
-//! there on counted in a histogram of 2²⁴ bins (`histogram.rs`) with a bound on what that
+//! there on counted in a histogram of 2²⁴ bins, with a bound on what that
 //! costs.
 
 use anyhow::Result;

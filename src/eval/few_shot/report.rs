@@ -150,8 +150,9 @@ impl Report {
             .flat_map(|line| line.points.iter().map(|p| p.1))
             .chain(lines.iter().flat_map(|line| line.band.iter().map(|b| b.1)));
         let lowest = lows.filter(|low| low.is_finite()).fold(1.0, f64::min);
-        // Down to a round number, and never without a height.
-        let from = (((lowest - 0.005) * 20.0).floor() / 20.0).clamp(0.0, 0.95);
+        // Room below the lines for their names, down to a round number.
+        let below = lowest - (1.0 - lowest) * 0.35;
+        let from = ((below * 20.0).floor() / 20.0).clamp(0.0, 0.95);
         Chart {
             title: format!("{} of {}, {} seeds", shown.name, self.category, self.seeds.len()),
             x: Axis::named("good parts taught", names),
