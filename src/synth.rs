@@ -17,6 +17,7 @@ use crate::dataset::mask::Mask;
 pub mod affine;
 pub mod augment;
 pub mod blend;
+pub mod colour_jitter;
 pub mod confetti;
 pub mod cutpaste;
 pub mod extended;
