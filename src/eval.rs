@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::camera::folder;
-use crate::dataset::{Sample, mask};
+use crate::dataset::Sample;
+use crate::dataset::mask::Mask;
 use crate::detector::{AnomalyMap, Detection, Detector};
 use crate::frame::Image;
 use crate::metrics::Ranking;
@@ -149,13 +150,7 @@ fn pictures(samples: &[Sample], settings: &Settings) -> Result<Vec<Image>> {
 fn truth(sample: &Sample, width: usize, height: usize) -> Result<Vec<bool>> {
     match &sample.mask {
         None => Ok(vec![false; width * height]),
-        Some(path) => {
-            let mask = match folder::read(path, 16)? {
-                Image::Gray(mask) => mask,
-                Image::Rgb(mask) => image::DynamicImage::ImageRgb8(mask).into_luma8(),
-            };
-            mask::at_resolution(&mask, width, height).with_context(|| path.display().to_string())
-        }
+        Some(path) => Ok(Mask::read(path, width, height)?.inside),
     }
 }
 

@@ -265,6 +265,7 @@ pub fn teach(
             significant_bits: config.significant_bits,
             unreadable: register.unreadable.len(),
             copies: register.copies.len(),
+            seen_anomalies: Vec::new(),
         },
         files: BTreeMap::new(),
     };

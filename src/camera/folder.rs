@@ -165,7 +165,7 @@ pub fn list(folder: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
                 if recursive {
                     ahead.push(relative);
                 }
-            } else if is_picture_name(&relative) && !is_special(&entry.path()) {
+            } else if is_picture(&entry.path()) {
                 names.push(relative);
             }
         }
@@ -181,6 +181,20 @@ pub fn list(folder: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
     }
     names.sort_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
     Ok(names)
+}
+
+/// The endings of picture files.
+pub const PICTURES: [&str; 6] = ["png", "jpg", "jpeg", "tif", "tiff", "bmp"];
+
+/// Whether a path is called as a picture and is a file, or a broken link: that stays in the list, as
+/// a part that is bad. A pipe or device that merely looks like a picture would be waited for without
+/// end.
+pub fn is_picture(path: &Path) -> bool {
+    let is_special = || fs::metadata(path).is_ok_and(|about| !about.is_file());
+    path.extension()
+        .and_then(|ending| ending.to_str())
+        .is_some_and(|ending| PICTURES.iter().any(|known| ending.eq_ignore_ascii_case(known)))
+        && !is_special()
 }
 
 /// Reads and decodes one picture file; see [`decode`].
@@ -254,19 +268,6 @@ fn check_significant_bits(significant_bits: u32) -> Result<()> {
         "significant_bits = {significant_bits} cannot be; a 16-bit sample carries 8 to 16"
     );
     Ok(())
-}
-
-fn is_picture_name(path: &Path) -> bool {
-    const ENDINGS: [&str; 6] = ["png", "jpg", "jpeg", "tif", "tiff", "bmp"];
-    path.extension()
-        .and_then(|ending| ending.to_str())
-        .is_some_and(|ending| ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known)))
-}
-
-/// A pipe or device that merely looks like a picture would be waited for without end, a linked
-/// folder is none. A broken link is no such thing: it stays in the list, as a part that is bad.
-fn is_special(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|about| !about.is_file())
 }
 
 fn reduce(picture: DynamicImage, significant_bits: u32) -> Result<Image> {

@@ -1,8 +1,14 @@
 //! Truth masks brought to a detector's resolution by the protocol of DeSTSeg (Zhang et al. 2023,
 //! section 4.2): bilinear with antialias, then 1 where at least one half.
 
-use anyhow::{Result, bail};
-use image::GrayImage;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use image::{DynamicImage, GrayImage};
+
+use crate::camera::folder;
+use crate::frame::Image;
+use crate::ops::interpolate::{Align, bilinear_planes};
 
 /// Where a picture is anomalous.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +23,30 @@ impl Mask {
     /// No place is anomalous.
     pub fn empty(width: usize, height: usize) -> Mask {
         Mask { width, height, inside: vec![false; width * height] }
+    }
+
+    /// A mask file at `width` × `height`; see [`at_resolution`].
+    ///
+    /// # Errors
+    /// A file that is no picture; the message names it.
+    pub fn read(path: &Path, width: usize, height: usize) -> Result<Mask> {
+        let mask = match folder::read(path, 16)? {
+            Image::Gray(mask) => mask,
+            Image::Rgb(mask) => DynamicImage::ImageRgb8(mask).into_luma8(),
+        };
+        let inside =
+            at_resolution(&mask, width, height).with_context(|| path.display().to_string())?;
+        Ok(Mask { width, height, inside })
+    }
+
+    /// As DeSTSeg's training brings a mask of the working size to that of its segmentation: bilinear
+    /// without antialias, then 1 where at least one half.
+    pub fn without_antialias(&self, width: usize, height: usize) -> Mask {
+        let levels: Vec<f32> = self.inside.iter().map(|&inside| f32::from(inside)).collect();
+        let (from, to) = ((self.height, self.width), (height, width));
+        let resized = bilinear_planes(&levels, from, to, Align::HalfPixel);
+        let inside = resized.into_iter().map(|level| level >= 0.5).collect();
+        Mask { width, height, inside }
     }
 
     /// How many places are anomalous.

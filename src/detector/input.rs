@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use fast_image_resize::images::{Image as Resized, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::{GrayImage, RgbImage};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -56,21 +57,21 @@ impl Input {
         let table = levels();
         let mut values = vec![0f32; images.len() * 3 * plane];
         values.par_chunks_mut(3 * plane).zip(images).try_for_each(|(planes, image)| {
-            let pixels = self.resize(image)?;
+            let resized = resize(image, self.width, self.height)?;
             let (red, rest) = planes.split_at_mut(plane);
             let (green, blue) = rest.split_at_mut(plane);
             let targets = [red, green, blue];
-            match image {
-                Image::Gray(_) => {
+            match resized {
+                Image::Gray(pixels) => {
                     for (target, table) in targets.into_iter().zip(&table) {
-                        for (value, &pixel) in target.iter_mut().zip(&pixels) {
+                        for (value, &pixel) in target.iter_mut().zip(pixels.as_raw()) {
                             *value = table[usize::from(pixel)];
                         }
                     }
                 }
-                Image::Rgb(_) => {
+                Image::Rgb(pixels) => {
                     for (channel, (target, table)) in targets.into_iter().zip(&table).enumerate() {
-                        let samples = pixels.iter().skip(channel).step_by(3);
+                        let samples = pixels.as_raw().iter().skip(channel).step_by(3);
                         for (value, &pixel) in target.iter_mut().zip(samples) {
                             *value = table[usize::from(pixel)];
                         }
@@ -81,24 +82,37 @@ impl Input {
         })?;
         Ok(Tensor::from_vec(values, (images.len(), 3, self.height, self.width), device)?)
     }
+}
 
-    /// The picture at the input size, 8 bits: one sample a pixel for grey, three for colour.
-    fn resize(&self, image: &Image) -> Result<Vec<u8>> {
-        let (width, height) = (image.width(), image.height());
-        ensure!(width > 0 && height > 0, "a picture of {width} × {height} has no pixels");
-        let (kind, samples) = match image {
-            Image::Gray(gray) => (PixelType::U8, gray.as_raw()),
-            Image::Rgb(rgb) => (PixelType::U8x3, rgb.as_raw()),
-        };
-        let source = ImageRef::new(width, height, samples, kind).context("reading pixels")?;
-        let fits = |side: usize| u32::try_from(side).context("input size");
-        let mut target = Resized::new(fits(self.width)?, fits(self.height)?, kind);
-        let options = ResizeOptions::new()
-            .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
-            .use_alpha(false);
-        Resizer::new().resize(&source, &mut target, &options).context("resizing a picture")?;
-        Ok(target.into_vec())
+/// The picture at the size of a model's input or any other; grey stays grey.
+///
+/// # Errors
+/// A picture without pixels, or a size without.
+pub fn resize(image: &Image, width: usize, height: usize) -> Result<Image> {
+    let (from_width, from_height) = (image.width(), image.height());
+    ensure!(
+        from_width > 0 && from_height > 0,
+        "a picture of {from_width} × {from_height} has no pixels"
+    );
+    ensure!(width > 0 && height > 0, "a size of {width} × {height} has no pixels");
+    let (kind, samples) = match image {
+        Image::Gray(gray) => (PixelType::U8, gray.as_raw()),
+        Image::Rgb(rgb) => (PixelType::U8x3, rgb.as_raw()),
+    };
+    let source = ImageRef::new(from_width, from_height, samples, kind).context("reading pixels")?;
+    let fits = |side: usize| u32::try_from(side).context("input size");
+    let (width, height) = (fits(width)?, fits(height)?);
+    let mut target = Resized::new(width, height, kind);
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+        .use_alpha(false);
+    Resizer::new().resize(&source, &mut target, &options).context("resizing a picture")?;
+    let pixels = target.into_vec();
+    match image {
+        Image::Gray(_) => GrayImage::from_raw(width, height, pixels).map(Image::Gray),
+        Image::Rgb(_) => RgbImage::from_raw(width, height, pixels).map(Image::Rgb),
     }
+    .context("a resized picture lacks pixels")
 }
 
 /// The picture as the line's own path ([`crate::ops::pixels`]) reads it.
@@ -124,7 +138,7 @@ fn levels() -> [[f32; 256]; 3] {
 
 #[cfg(test)]
 mod tests {
-    use image::{GrayImage, Luma, Rgb, RgbImage};
+    use image::{Luma, Rgb};
 
     use super::*;
     use crate::ops::feature_map::Buffer;
@@ -154,13 +168,15 @@ mod tests {
         assert_eq!(cases.len(), 10);
         for (name, expected) in cases {
             let (width, height) = size(expected);
-            let input = Input { width: width as usize, height: height as usize };
             let image = if name.starts_with("rgb") {
                 Image::Rgb(rgb.clone())
             } else {
                 Image::Gray(gray.clone())
             };
-            let got = input.resize(&image).unwrap();
+            let got = match resize(&image, width as usize, height as usize).unwrap() {
+                Image::Gray(gray) => gray.into_raw(),
+                Image::Rgb(rgb) => rgb.into_raw(),
+            };
             let want = pixels(expected);
             assert_eq!(got.len(), want.len(), "{name}");
             let worst = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max().unwrap();

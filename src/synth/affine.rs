@@ -1,1 +1,252 @@
-//! To come.
+//! Turning, shearing and shifting: Pillow's bilinear `Image.rotate`, and affine maps in general for
+//! pictures, masks and planes of numbers.
+//!
+//! Sources: `anomaly-generation.md` (sections 1, 3.2, 4 and 7) and `destseg.md` (section 4) of the
+//! specification; Pillow's documented behaviour.
+//!
+//! Points are (x, y), x to the right, y down, pixel centres on whole numbers, so that the middle of a
+//! picture is ((W − 1)/2, (H − 1)/2). A positive angle of an [`Affine`] turns clockwise on the screen
+//! (as imgaug's), one of [`rotate`] counter-clockwise (as Pillow's).
+
+use image::{Rgb, RgbImage, imageops};
+
+use crate::dataset::mask::Mask;
+
+/// Pillow's `rotate(degrees, BILINEAR, fillcolor=fill)`: about the middle, counter-clockwise, same size.
+///
+/// Multiples of 90° move pixels (90° and 270° of a picture that is not square do interpolate, as in
+/// Pillow). A pixel whose source lies outside is `fill`, one at the rim is not blended with it, and
+/// fractions of levels are cut off.
+pub fn rotate(picture: &RgbImage, degrees: f64, fill: [u8; 3]) -> RgbImage {
+    let degrees = degrees.rem_euclid(360.0);
+    let (width, height) = picture.dimensions();
+    let square = width == height;
+    // The crate turns clockwise.
+    match degrees {
+        0.0 => return picture.clone(),
+        180.0 => return imageops::rotate180(picture),
+        90.0 if square => return imageops::rotate270(picture),
+        270.0 if square => return imageops::rotate90(picture),
+        _ => {}
+    }
+    let to_source = pillows_rotation(degrees, (width, height), (width, height));
+    RgbImage::from_fn(width, height, |x, y| {
+        let (u, v) = to_source.apply((f64::from(x) + 0.5, f64::from(y) + 0.5));
+        if !(0.0..f64::from(width)).contains(&u) || !(0.0..f64::from(height)).contains(&v) {
+            return Rgb(fill);
+        }
+        Rgb(inside_bilinear(picture, u - 0.5, v - 0.5).map(|level| level as u8))
+    })
+}
+
+/// The picture turned counter-clockwise about its middle on a canvas large enough for all of it
+/// (Pillow's `expand=True`), and how much of each pixel of the canvas it covers, 0 to 1, rows from
+/// the top.
+///
+/// Colours at the rim are the picture's own, not mixed with what is outside: the cover says how
+/// strongly to paste them.
+pub fn rotate_expanded(picture: &RgbImage, degrees: f64) -> (RgbImage, Vec<f32>) {
+    let (width, height) = picture.dimensions();
+    let canvas = expanded(degrees, (width, height));
+    let to_source = pillows_rotation(degrees, (width, height), canvas);
+    let mut cover = Vec::with_capacity(canvas.0 as usize * canvas.1 as usize);
+    let mut turned = RgbImage::new(canvas.0, canvas.1);
+    for (x, y, pixel) in turned.enumerate_pixels_mut() {
+        let (u, v) = to_source.apply((f64::from(x) + 0.5, f64::from(y) + 0.5));
+        let (u, v) = (u - 0.5, v - 0.5);
+        *pixel = Rgb(inside_bilinear(picture, u, v).map(round));
+        let within = |at: f64, side: u32| (at + 1.0).min(f64::from(side) - at).clamp(0.0, 1.0);
+        cover.push((within(u, width) * within(v, height)) as f32);
+    }
+    (turned, cover)
+}
+
+/// (x, y) becomes (a·x + b·y + c, d·x + e·y + f).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    /// [[a, b, c], [d, e, f]]
+    rows: [[f64; 3]; 2],
+}
+
+impl Affine {
+    pub const IDENTITY: Affine = Affine { rows: [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]] };
+
+    /// Clockwise on the screen, about the origin.
+    pub fn rotation(degrees: f64) -> Affine {
+        let (sin, cos) = degrees.to_radians().sin_cos();
+        Affine { rows: [[cos, -sin, 0.0], [sin, cos, 0.0]] }
+    }
+
+    /// Columns lean by `x_degrees`, rows by `y_degrees`, both at once; the origin stays.
+    pub fn shear(x_degrees: f64, y_degrees: f64) -> Affine {
+        let (along_x, along_y) = (x_degrees.to_radians().tan(), y_degrees.to_radians().tan());
+        Affine { rows: [[1.0, along_x, 0.0], [along_y, 1.0, 0.0]] }
+    }
+
+    pub fn translation(x: f64, y: f64) -> Affine {
+        Affine { rows: [[1.0, 0.0, x], [0.0, 1.0, y]] }
+    }
+
+    /// First this map, then `next`.
+    pub fn then(&self, next: &Affine) -> Affine {
+        let [first, second] = self.rows;
+        Affine {
+            rows: next.rows.map(|[by_x, by_y, constant]| {
+                let mut row = [0, 1, 2].map(|k| by_x * first[k] + by_y * second[k]);
+                row[2] += constant;
+                row
+            }),
+        }
+    }
+
+    /// The same map with `centre` in the place of the origin.
+    pub fn about(&self, centre: (f64, f64)) -> Affine {
+        Affine::translation(-centre.0, -centre.1)
+            .then(self)
+            .then(&Affine::translation(centre.0, centre.1))
+    }
+
+    pub fn apply(&self, (x, y): (f64, f64)) -> (f64, f64) {
+        let [u, v] = self.rows.map(|[by_x, by_y, constant]| by_x * x + by_y * y + constant);
+        (u, v)
+    }
+
+    /// The way back; `None` for a map that flattens the plane to a line or point.
+    pub fn inverse(&self) -> Option<Affine> {
+        let [[a, b, c], [d, e, f]] = self.rows;
+        let determinant = a * e - b * d;
+        // Zero, or so little that the inverse would not be finite.
+        if !(1.0 / determinant).is_finite() {
+            return None;
+        }
+        let [a, b, d, e] = [e, -b, -d, a].map(|cofactor| cofactor / determinant);
+        Some(Affine { rows: [[a, b, -(a * c + b * f)], [d, e, -(d * c + e * f)]] })
+    }
+
+    /// The picture moved by this map, same size: bilinear, outside black, rounded to whole levels.
+    pub fn warp_rgb(&self, picture: &RgbImage) -> RgbImage {
+        let (width, height) = picture.dimensions();
+        let samples = picture.as_raw();
+        let mut warped = RgbImage::new(width, height);
+        let (width, height) = (width as usize, height as usize);
+        let pixels: &mut [u8] = &mut warped;
+        self.each_source(width, height, |at, u, v| {
+            let mut sums = [0.0; 3];
+            for (place, weight) in corners(u, v, width, height) {
+                for (sum, &level) in sums.iter_mut().zip(&samples[3 * place..]) {
+                    *sum += weight * f64::from(level);
+                }
+            }
+            pixels[3 * at..3 * at + 3].copy_from_slice(&sums.map(round));
+        });
+        warped
+    }
+
+    /// The mask moved by this map, same size: the nearest place counts, outside is not anomalous.
+    pub fn warp_mask(&self, mask: &Mask) -> Mask {
+        let (width, height) = (mask.width, mask.height);
+        let mut warped = Mask::empty(width, height);
+        self.each_source(width, height, |at, u, v| {
+            let (x, y) = ((u + 0.5).floor(), (v + 0.5).floor());
+            if x >= 0.0 && y >= 0.0 && x < width as f64 && y < height as f64 {
+                warped.inside[at] = mask.inside[y as usize * width + x as usize];
+            }
+        });
+        warped
+    }
+
+    /// `width` numbers a row, moved by this map, same size: bilinear, outside 0.
+    ///
+    /// # Panics
+    /// If `plane` is not a whole number of rows.
+    pub fn warp_plane(&self, plane: &[f32], width: usize) -> Vec<f32> {
+        let mut warped = vec![0.0; plane.len()];
+        if plane.is_empty() {
+            return warped;
+        }
+        assert!(plane.len().is_multiple_of(width), "{} numbers in rows of {width}", plane.len());
+        let height = plane.len() / width;
+        self.each_source(width, height, |at, u, v| {
+            let sum: f64 = corners(u, v, width, height)
+                .map(|(place, weight)| weight * f64::from(plane[place]))
+                .sum();
+            warped[at] = sum as f32;
+        });
+        warped
+    }
+
+    /// For each place of the moved picture, rows from the top: which it is and where it comes from.
+    fn each_source(&self, width: usize, height: usize, mut each: impl FnMut(usize, f64, f64)) {
+        // A map without a way back leaves nothing that has an area.
+        let Some(back) = self.inverse() else { return };
+        for y in 0..height {
+            for x in 0..width {
+                let (u, v) = back.apply((x as f64, y as f64));
+                each(y * width + x, u, v);
+            }
+        }
+    }
+}
+
+/// From the pixels of a turned picture to those of the picture, both counted from the corner of the
+/// canvas (pixel centres on halves), with Pillow's rounding of sine and cosine.
+fn pillows_rotation(degrees: f64, from: (u32, u32), to: (u32, u32)) -> Affine {
+    let rounded = |value: f64| (value * 1e15).round() / 1e15;
+    let (sin, cos) = (-degrees.to_radians()).sin_cos();
+    let (sin, cos) = (rounded(sin), rounded(cos));
+    let turn = Affine { rows: [[cos, sin, 0.0], [-sin, cos, 0.0]] };
+    let [width, height] = [from.0, from.1].map(f64::from);
+    let shift = turn.apply((-width / 2.0, -height / 2.0));
+    let centred = turn.then(&Affine::translation(shift.0 + width / 2.0, shift.1 + height / 2.0));
+    let grown = [f64::from(to.0) - width, f64::from(to.1) - height];
+    let corner = centred.apply((-grown[0] / 2.0, -grown[1] / 2.0));
+    turn.then(&Affine::translation(corner.0, corner.1))
+}
+
+/// The canvas that holds all of a picture of size `from` turned by `degrees`.
+fn expanded(degrees: f64, from: (u32, u32)) -> (u32, u32) {
+    let map = pillows_rotation(degrees, from, from);
+    let (width, height) = (f64::from(from.0), f64::from(from.1));
+    let corners = [(0.0, 0.0), (width, 0.0), (width, height), (0.0, height)].map(|c| map.apply(c));
+    let span = |places: [f64; 4]| {
+        let most = places.iter().copied().fold(f64::MIN, f64::max).ceil();
+        let least = places.iter().copied().fold(f64::MAX, f64::min).floor();
+        (most - least) as u32
+    };
+    (span(corners.map(|corner| corner.0)), span(corners.map(|corner| corner.1)))
+}
+
+/// The levels at a point, what lies outside as at the nearest rim.
+fn inside_bilinear(picture: &RgbImage, u: f64, v: f64) -> [f64; 3] {
+    let (x, y) = (u.floor(), v.floor());
+    let (dx, dy) = (u - x, v - y);
+    let columns = [x, x + 1.0].map(|x| x.clamp(0.0, f64::from(picture.width() - 1)) as u32);
+    let rows = [y, y + 1.0].map(|y| y.clamp(0.0, f64::from(picture.height() - 1)) as u32);
+    let pixels = rows.map(|y| columns.map(|x| picture.get_pixel(x, y).0.map(f64::from)));
+    // In Pillow's order of operations, to the last bit: what is left of it is cut off.
+    std::array::from_fn(|channel| {
+        let [upper, lower] =
+            pixels.map(|[left, right]| left[channel] + (right[channel] - left[channel]) * dx);
+        upper + (lower - upper) * dy
+    })
+}
+
+/// The up to four places around a point that are in the picture, and their weights.
+fn corners(u: f64, v: f64, width: usize, height: usize) -> impl Iterator<Item = (usize, f64)> {
+    let (x, y) = (u.floor(), v.floor());
+    let (dx, dy) = (u - x, v - y);
+    let around = [
+        (x, y, (1.0 - dx) * (1.0 - dy)),
+        (x + 1.0, y, dx * (1.0 - dy)),
+        (x, y + 1.0, (1.0 - dx) * dy),
+        (x + 1.0, y + 1.0, dx * dy),
+    ];
+    around.into_iter().filter_map(move |(x, y, weight)| {
+        let inside = x >= 0.0 && y >= 0.0 && x < width as f64 && y < height as f64;
+        inside.then(|| (y as usize * width + x as usize, weight))
+    })
+}
+
+fn round(level: f64) -> u8 {
+    (level + 0.5) as u8
+}

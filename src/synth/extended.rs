@@ -1,1 +1,184 @@
-//! To come.
+//! Extended anomalies: a seen anomaly in other colours, turned, sheared and elsewhere (PRN, Zhang et
+//! al. 2023, section 3.4; section 4 of `anomaly-generation.md`).
+//!
+//! The mask is moved beside the picture and never told from colours: a black pixel of a defect is a
+//! defect too.
+
+use anyhow::{Result, ensure};
+use image::RgbImage;
+use image::buffer::ConvertBuffer;
+use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
+
+use super::affine::Affine;
+use super::blend::{self, Opacity};
+use super::simulated::recolour;
+use super::target_area::{self, keep_within};
+use super::{SampleKey, Synthetic, Tag, foreground};
+use crate::dataset::mask::Mask;
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// PRN's (G-2).
+    pub opacity: Opacity,
+    pub target_area: target_area::Config,
+    /// Turned by up to this, either way. PRN gives no magnitudes (G-6).
+    pub rotation_deg: f64,
+    /// Sheared along each axis by up to this, either way (G-6).
+    pub shear_deg: f64,
+    /// The chance of the seen anomaly as it is, picture and mask, instead of one made of it: PRN's
+    /// code mixes such in, its paper does not.
+    pub identity_prob: f64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            opacity: Opacity::PRN,
+            target_area: target_area::Config::default(),
+            rotation_deg: 180.0,
+            shear_deg: 15.0,
+            identity_prob: 0.0,
+        }
+    }
+}
+
+impl Config {
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            (0.0..=180.0).contains(&self.rotation_deg),
+            "rotation_deg = {}: must be from 0 to 180",
+            self.rotation_deg
+        );
+        ensure!(
+            (0.0..=MOST_SHEAR_DEG).contains(&self.shear_deg),
+            "shear_deg = {}: must be from 0 to {MOST_SHEAR_DEG}; at 45 an anomaly may become a line",
+            self.shear_deg
+        );
+        ensure!(
+            (0.0..=1.0).contains(&self.identity_prob),
+            "identity_prob = {}: must be from 0 (never) to 1 (always)",
+            self.identity_prob
+        );
+        self.target_area.check()
+    }
+}
+
+/// An anomaly made of a `seen` one, picture and mask, on the `normal` picture. The middle of its
+/// bounding box comes anywhere into that of a target area, and what is outside the area is cut off.
+/// Where less than 16 pixels are left (or none, of an anomaly smaller than that), it is moved again,
+/// up to 50 times; then to another target area, up to 5 times; then the whole picture is the target
+/// area.
+///
+/// Draws, of [`Tag::Extended`]: one u of [0, 1), below `identity_prob` the seen anomaly as it is; 2 of
+/// [`Menu::Prn`](super::augment::Menu::Prn); then for each move the rotation, the shear along x and y in degrees, and the x and y
+/// that the middle comes to, all uniform. Of [`Tag::TargetArea`] what [`target_area::draw`] draws, of
+/// [`Tag::Blend`] the opacity. Which anomaly and which normal picture are the caller's draws.
+///
+/// # Errors
+/// Pictures of different sizes; a seen anomaly without an anomalous pixel.
+pub fn make(
+    normal: &RgbImage,
+    foreground: &Mask,
+    seen: (&RgbImage, &Mask),
+    config: &Config,
+    key: SampleKey,
+) -> Result<Synthetic> {
+    let (picture, mask) = seen;
+    let size = |mask: &Mask| (mask.width as u32, mask.height as u32);
+    blend::same_size(normal, "the foreground", size(foreground))?;
+    blend::same_size(normal, "the seen anomaly", picture.dimensions())?;
+    blend::same_size(normal, "the seen anomaly's mask", size(mask))?;
+    ensure!(
+        mask.inside.contains(&true),
+        "the seen anomaly has no anomalous pixel in its mask; take another, or a larger size"
+    );
+    let mut rng = key.rng(Tag::Extended);
+    if rng.random::<f64>() < config.identity_prob {
+        return Ok(Synthetic { image: picture.convert(), mask: mask.clone() });
+    }
+    let recoloured = recolour(picture, &mut rng);
+    let (moved, mask) = place(mask, foreground, config, &mut rng, &mut key.rng(Tag::TargetArea));
+    let opacity = config.opacity.draw(&mut key.rng(Tag::Blend));
+    Ok(blend::lay(normal, &moved.warp_rgb(&recoloured), mask, opacity))
+}
+
+/// Below 45, where two shears may leave a line.
+const MOST_SHEAR_DEG: f64 = 40.0;
+
+/// Fewer pixels of an anomaly are no anomaly.
+const LEAST: usize = 16;
+
+/// Moves that are tried for one target area.
+const MOVES: u32 = 50;
+
+/// Target areas that are drawn after the first.
+const REDRAWS: u32 = 5;
+
+/// How a seen anomaly is moved, and its mask, moved and cut.
+fn place(
+    seen: &Mask,
+    foreground: &Mask,
+    config: &Config,
+    rng: &mut impl Rng,
+    areas: &mut impl Rng,
+) -> (Affine, Mask) {
+    let least = if seen.area() < LEAST { 1 } else { LEAST };
+    let mut largest = (Affine::IDENTITY, Mask::empty(seen.width, seen.height));
+    for area in 0..=REDRAWS + 1 {
+        let area = if area <= REDRAWS {
+            target_area::draw(foreground, &config.target_area, areas)
+        } else {
+            foreground::whole(seen.width, seen.height)
+        };
+        let (Some(from), Some(to)) = (Bounds::of(seen), Bounds::of(&area)) else { continue };
+        for _ in 0..MOVES {
+            let moved = draw_move(&from, &to, config, rng);
+            let mask = keep_within(&moved.warp_mask(seen), &area);
+            let (pixels, most) = (mask.area(), largest.1.area());
+            if pixels > most {
+                largest = (moved, mask);
+            }
+            if pixels >= least {
+                return largest;
+            }
+        }
+    }
+    largest
+}
+
+/// Turned and sheared about the middle of `from`, which comes somewhere into `to`.
+fn draw_move(from: &Bounds, to: &Bounds, config: &Config, rng: &mut impl Rng) -> Affine {
+    let mut either_way = |most: f64| rng.random_range(-most..=most);
+    let rotation = Affine::rotation(either_way(config.rotation_deg));
+    let shear = Affine::shear(either_way(config.shear_deg), either_way(config.shear_deg));
+    let (x, y) = (rng.random_range(to.left..=to.right), rng.random_range(to.top..=to.bottom));
+    let (middle_x, middle_y) = ((from.left + from.right) / 2.0, (from.top + from.bottom) / 2.0);
+    shear
+        .then(&rotation)
+        .about((middle_x, middle_y))
+        .then(&Affine::translation(x - middle_x, y - middle_y))
+}
+
+/// The outermost pixels of a mask.
+#[derive(Debug, PartialEq)]
+struct Bounds {
+    left: f64,
+    right: f64,
+    top: f64,
+    bottom: f64,
+}
+
+impl Bounds {
+    /// `None` of an empty mask.
+    fn of(mask: &Mask) -> Option<Bounds> {
+        let rows = mask.inside.chunks_exact(mask.width);
+        let top = rows.clone().position(|row| row.contains(&true))?;
+        let bottom = mask.height - 1 - rows.clone().rev().position(|row| row.contains(&true))?;
+        let left = rows.clone().filter_map(|row| row.iter().position(|&inside| inside)).min()?;
+        let right = rows.filter_map(|row| row.iter().rposition(|&inside| inside)).max()?;
+        let [left, right, top, bottom] = [left, right, top, bottom].map(|at| at as f64);
+        Some(Bounds { left, right, top, bottom })
+    }
+}

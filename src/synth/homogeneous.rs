@@ -1,1 +1,59 @@
-//! To come.
+//! The homogeneous source: a normal picture in 64 shuffled pieces (PRN, Zhang et al. 2023; MemSeg,
+//! Yang et al. 2023; section 3.4 of `anomaly-generation.md`).
+
+use anyhow::{Result, ensure};
+use image::{RgbImage, imageops};
+use rand::{Rng, RngExt};
+
+use super::simulated::recolour;
+
+/// Cells from side to side; MemSeg's code and PRN's paper have the same.
+const GRID: u32 = 8;
+
+const CELLS: usize = (GRID * GRID) as usize;
+
+/// An anomaly source made of a normal picture, which need not be the one that the anomaly comes on
+/// (G-4): PRN's colour augmentation, then the shuffled grid.
+///
+/// Draws, in this order: 2 of [`Menu::Prn`](super::augment::Menu::Prn); Fisher-Yates, for k from 63
+/// down to 1 a j uniform in 0..=k that k changes places with.
+///
+/// # Errors
+/// As [`shuffle_grid`].
+pub fn source(normal: &RgbImage, rng: &mut impl Rng) -> Result<RgbImage> {
+    let recoloured = recolour(normal, rng);
+    shuffle_grid(&recoloured, &permutation(rng))
+}
+
+/// The picture cut into 8 by 8 cells; cell k of the result, counted along the rows, is cell `order[k]`.
+///
+/// # Errors
+/// 8 does not divide the picture's sides.
+///
+/// # Panics
+/// `order` names a cell above 63.
+pub fn shuffle_grid(picture: &RgbImage, order: &[usize; CELLS]) -> Result<RgbImage> {
+    let (width, height) = picture.dimensions();
+    ensure!(
+        width.is_multiple_of(GRID) && height.is_multiple_of(GRID),
+        "a picture of {width}×{height} has no grid of {GRID} by {GRID} equal cells; take sides that \
+         are multiples of {GRID}"
+    );
+    let corner = |cell: u32| (cell % GRID * (width / GRID), cell / GRID * (height / GRID));
+    let mut shuffled = RgbImage::new(width, height);
+    for (cell, &from) in (0..).zip(order) {
+        assert!(from < CELLS, "the grid has {CELLS} cells, no cell {from}");
+        let ((x, y), (from_x, from_y)) = (corner(cell), corner(from as u32));
+        let piece = imageops::crop_imm(picture, from_x, from_y, width / GRID, height / GRID);
+        imageops::replace(&mut shuffled, &*piece, x.into(), y.into());
+    }
+    Ok(shuffled)
+}
+
+fn permutation(rng: &mut impl Rng) -> [usize; CELLS] {
+    let mut order = std::array::from_fn(|k| k);
+    for k in (1..CELLS).rev() {
+        order.swap(k, rng.random_range(0..=k as u32) as usize);
+    }
+    order
+}

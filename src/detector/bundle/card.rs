@@ -145,6 +145,10 @@ pub struct TrainingData {
     pub unreadable: usize,
     /// Files left out because another has the very same pixels.
     pub copies: usize,
+    /// Defects of the test set that were learned from, as [`crate::dataset::Sample::name`] calls them:
+    /// who tests leaves them out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seen_anomalies: Vec<String>,
 }
 
 impl Card {

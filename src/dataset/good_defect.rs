@@ -1,0 +1,43 @@
+//! Good parts beside defects, without a division into pictures to learn from and to test with:
+//!
+//! ```text
+//! good/*   <defect>/*   ground_truth/<defect>/<stem>_mask.png (or <stem>.png; may be left out)
+//! ```
+//!
+//! Every fifth good picture in the order of the names is for the test, as are all defects.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use super::mvtec::{self, MVTEC};
+use super::{Contents, Purpose, listing};
+
+pub(super) fn read(root: &Path, purpose: Purpose) -> Result<Contents> {
+    let good = listing::needed(root, "good", "with pictures of good parts")?;
+    listing::some_pictures(&good)?;
+    let mut contents = Contents::default();
+    for (i, sample) in mvtec::kind_of(root, &good, None, &[])?.into_iter().enumerate() {
+        let half = if i % NTH == NTH - 1 { &mut contents.test } else { &mut contents.train };
+        half.push(sample);
+    }
+    for folder in listing::folders(root)? {
+        let kind = listing::name(&folder);
+        if kind != "good" && kind != "ground_truth" {
+            contents.test.extend(mvtec::kind_of(root, &folder, Some(kind), MVTEC.masks)?);
+        }
+    }
+    contents.test.sort_by(|a, b| a.name.cmp(&b.name));
+    if purpose.needs_test() && contents.test.iter().all(|sample| sample.defect.is_none()) {
+        bail!(
+            "{} has the folder good but none of defects beside it: put pictures of defects into a \
+             folder called as their kind, as {}",
+            root.display(),
+            root.join("scratch").display()
+        );
+    }
+    Ok(contents)
+}
+
+/// As large a share of the good parts as is usually held out, and no chance in it.
+const NTH: usize = 5;
