@@ -22,6 +22,8 @@ use serde::Serialize;
 
 use jobs::{Bench, Job};
 
+use super::machine;
+
 mod jobs;
 
 /// Time networks, layers, the search and the whole way of a picture on this machine
@@ -105,7 +107,7 @@ pub fn run(args: &Args) -> Result<()> {
     let precisions = or(&[Precision::F32]);
     let scans = or(&[Precision::F32, Precision::Int8]);
     let isa = Isa::detect()?;
-    println!("{}, {} CPUs, {} kernels", cpu_model(), team::default_threads(), isa.word());
+    println!("{}, {} CPUs, {} kernels", machine::cpu_model(), team::default_threads(), isa.word());
     println!(
         "{:17} {:>9} {:>5} {:>7} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8}",
         "net",
@@ -272,13 +274,6 @@ fn layers(args: &Args, plan: &mut Plan, peak: f64) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// What the machine calls its processor.
-fn cpu_model() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.to_owned())
 }
 
 fn mib(bytes: usize) -> f64 {

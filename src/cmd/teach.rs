@@ -14,6 +14,8 @@ use inspectd::nn::engine::{self, Engine};
 use inspectd::teach::precision::Wanted;
 use inspectd::teach::{self, BankSize, HoldOut, Plan, Step, Taught};
 
+use super::machine;
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder of pictures of good parts (PNG, JPEG, TIFF, BMP; not the folders below it)
@@ -139,7 +141,7 @@ pub fn run(args: &Args) -> Result<()> {
         images: card.training_data.taught + card.training_data.held_out,
         prototypes: card.prototypes.count,
         seconds,
-        peak_rss_mib: peak_rss_mib()?,
+        peak_rss_mib: machine::peak_rss_mib()?,
     };
     println!(
         "wrote {} in {seconds:.1} s, peak memory {:.0} MiB",
@@ -167,7 +169,7 @@ fn check_memory(plan: &Plan, max_gib: Option<f64>) -> Result<()> {
             ensure!(gib > 0.0 && gib.is_finite(), "max-memory-gib = {gib}: must be above 0");
             (gib * f64::from(1 << 30)) as u64
         }
-        None => proc_kib("/proc/meminfo", "MemAvailable")? * 1024,
+        None => machine::available_bytes()?,
     };
     plan.check_memory(available)
 }
@@ -272,17 +274,4 @@ fn name(step: Step) -> String {
         Step::Coreset => "prototypes".to_owned(),
         Step::Calibration => "calibration".to_owned(),
     }
-}
-
-fn peak_rss_mib() -> Result<f64> {
-    Ok(proc_kib("/proc/self/status", "VmHWM")? as f64 / 1024.0)
-}
-
-/// A `Key:   123 kB` line of a file in /proc.
-fn proc_kib(path: &str, key: &str) -> Result<u64> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
-    text.lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
-        .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok())
-        .with_context(|| format!("{path} has no line {key}"))
 }

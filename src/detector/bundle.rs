@@ -85,6 +85,11 @@ pub fn read_card(folder: &Path) -> Result<Card> {
     Ok(card)
 }
 
+/// Whether a folder is meant as a bundle.
+pub fn is_at(folder: &Path) -> bool {
+    folder.join(CARD).is_file()
+}
+
 /// Refuses a place where [`write()`] would refuse to put a bundle; to be asked before the work.
 pub fn check_place(folder: &Path, replace: bool) -> Result<()> {
     ensure!(
@@ -101,7 +106,7 @@ pub fn check_place(folder: &Path, replace: bool) -> Result<()> {
         folder.display()
     );
     ensure!(
-        folder.join(CARD).is_file(),
+        is_at(folder),
         "{} is not a bundle (it has no {CARD}) and is not replaced, even with --force",
         folder.display()
     );

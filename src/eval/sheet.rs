@@ -2,15 +2,11 @@
 //! with its truth (left) and what the detector saw (right).
 
 use anyhow::Result;
-use image::imageops::{self, FilterType};
-use image::{Rgb, RgbImage};
+use image::{Rgb, RgbImage, imageops};
 
-use super::{Evaluation, Scored, Settings, detect, pictures, truth};
-use crate::dataset::Sample;
-use crate::detector::{Detection, Detector};
-use crate::frame::Image;
+use super::{Evaluation, Scored, Settings, tile};
+use crate::detector::Detector;
 use crate::picture::lettering::{self, Style};
-use crate::picture::{frame_region, line_px, outline, overlay};
 
 /// Draws the sheet of an evaluation made with the same settings; `title` is its first line. The
 /// few pictures on it are scored once more.
@@ -57,8 +53,6 @@ pub fn sheet(
 
 const LEGEND: &str =
     "left: truth outlined; right: map at or above its limit (blue: its peak, below the limit)";
-/// What is this much lower than the peak is shown with it, as a share of the peak.
-const BELOW_PEAK: f32 = 0.15;
 const COLUMNS: u32 = 3;
 /// Pictures of each sort: two lines of tiles.
 const WORST: usize = 6;
@@ -77,8 +71,6 @@ const INK: Rgb<u8> = Rgb([236, 238, 242]);
 const FAINT: Rgb<u8> = Rgb([160, 166, 178]);
 const RIGHT: Rgb<u8> = Rgb([112, 214, 140]);
 const WRONG: Rgb<u8> = Rgb([255, 107, 107]);
-const BELOW_LIMIT: Rgb<u8> = Rgb([105, 170, 255]);
-const TRUTH: Rgb<u8> = Rgb([64, 224, 120]);
 
 /// Good parts and defects, each from the lowest score to the highest; equal scores by name.
 fn ranked(scored: &[Scored]) -> (Vec<&Scored>, Vec<&Scored>) {
@@ -94,51 +86,14 @@ fn worst<'a>(from_worst: impl Iterator<Item = &'a Scored>) -> Vec<&'a Scored> {
 }
 
 fn tile(detector: &mut dyn Detector, one: &Scored, settings: &Settings) -> Result<RgbImage> {
-    let sample = std::slice::from_ref(&one.sample);
-    let pictures = pictures(sample, settings)?;
-    let detection = detect(detector, sample, &pictures)?.remove(0);
-    let picture = shrink(&pictures[0]);
+    let looked = tile::look(detector, &[&one.sample], settings, SIDE)?.remove(0);
     let mut tile = RgbImage::from_pixel(TILE_WIDTH, TILE_HEIGHT, TILE_PAPER);
-    let seen = seen(&picture, &detection, settings.map_limit);
-    let truth = with_truth(&picture, &one.sample)?;
-    for (half, left) in [(truth, 0), (seen, SIDE + GAP)] {
+    for (half, left) in [(looked.truth, 0), (looked.seen, SIDE + GAP)] {
         let (x, y) = (left + (SIDE - half.width()) / 2, (SIDE - half.height()) / 2);
         imageops::replace(&mut tile, &half, i64::from(x), i64::from(y));
     }
     caption(&mut tile, one, settings.threshold);
     Ok(tile)
-}
-
-/// The picture in a square of `SIDE` pixels, its shape kept; small ones grow.
-fn shrink(picture: &Image) -> RgbImage {
-    let (width, height) = (picture.width(), picture.height());
-    let longer = width.max(height);
-    let scaled = |length: u32| (length * SIDE / longer).max(1);
-    imageops::resize(&picture.to_rgb(), scaled(width), scaled(height), FilterType::CatmullRom)
-}
-
-fn seen(picture: &RgbImage, detection: &Detection, map_limit: f32) -> RgbImage {
-    let (width, height) = picture.dimensions();
-    let map = &detection.map;
-    let region = overlay::peak_box(map, map_limit, width, height);
-    let mut out = overlay::overlay(&Image::Rgb(picture.clone()), map, map_limit, region);
-    if region.is_none() {
-        // An escape: was the detector looking at the right place at least?
-        let peak = map.scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let nearly = peak - peak.abs() * BELOW_PEAK;
-        if let Some(place) = overlay::peak_box(map, nearly, width, height) {
-            frame_region(&mut out, place, line_px(width, height), BELOW_LIMIT);
-        }
-    }
-    out
-}
-
-fn with_truth(picture: &RgbImage, sample: &Sample) -> Result<RgbImage> {
-    let mut out = picture.clone();
-    let (width, height) = out.dimensions();
-    let mask = truth(sample, width as usize, height as usize)?;
-    outline(&mut out, &mask, line_px(width, height), TRUTH);
-    Ok(out)
 }
 
 fn caption(tile: &mut RgbImage, one: &Scored, threshold: f32) {
