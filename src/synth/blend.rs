@@ -143,7 +143,9 @@ mod tests {
             assert!(drawn.iter().all(|o| (opacity.lo..=opacity.hi).contains(o)));
             let mean = drawn.iter().sum::<f32>() / 1000.0;
             let spread = (opacity.hi - opacity.lo) / 12.0_f32.sqrt();
-            assert!((mean - (opacity.lo + opacity.hi) / 2.0).abs() <= 4.0 * spread / 1000_f32.sqrt());
+            assert!(
+                (mean - (opacity.lo + opacity.hi) / 2.0).abs() <= 4.0 * spread / 1000_f32.sqrt()
+            );
         }
     }
 

@@ -11,8 +11,10 @@
 
 use std::ops::{Range, RangeInclusive};
 
+use anyhow::{Result, ensure};
 use image::RgbImage;
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 
 use crate::dataset::mask::Mask;
 
@@ -23,6 +25,30 @@ pub struct Noise {
     pub height: usize,
     /// Red, green and blue, rows from the top.
     pub planes: [Vec<f32>; 3], // [H, W]
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Levels that a channel must change by for the pixel to be in the mask; 1 as in FCDD takes in
+    /// what no eye sees at the rim of a blob.
+    pub mask_min_change: u8,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { mask_min_change: 1 }
+    }
+}
+
+impl Config {
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            self.mask_min_change > 0,
+            "mask_min_change = 0: must be from 1 to 255; with 0 all of a picture were anomalous"
+        );
+        Ok(())
+    }
 }
 
 /// Draws both layers; `places` says where blobs lie, `colours` what they take away.
@@ -50,9 +76,8 @@ pub fn draw(width: usize, height: usize, places: &mut impl Rng, colours: &mut im
     sum
 }
 
-/// The picture with the noise on it, and where it changed by at least `min_change` levels in some
-/// channel. Where the noise would hardly show (as darker blobs on black), it is turned around.
-pub fn apply(picture: &RgbImage, noise: &Noise, min_change: u8) -> (RgbImage, Mask) {
+/// The picture with the noise on it, and where that changed it. Where the noise would hardly show (as darker blobs on black), it is turned around.
+pub fn apply(picture: &RgbImage, noise: &Noise, config: &Config) -> (RgbImage, Mask) {
     let smooth = smoothed(noise);
     let [plain, turned] = [1, -1].map(|sign| mean_change(picture, &smooth, sign));
     let sign = if plain < LEAST_SEEN && turned > plain { -1 } else { 1 };
@@ -66,7 +91,7 @@ pub fn apply(picture: &RgbImage, noise: &Noise, min_change: u8) -> (RgbImage, Ma
             most = most.max(new.abs_diff(*level));
             *level = new;
         }
-        mask.inside[place] = most >= min_change.max(1);
+        mask.inside[place] = most >= config.mask_min_change;
     }
     (out, mask)
 }
@@ -302,7 +327,7 @@ mod tests {
                 Rgb([0, 1, 2].map(|c| levels[at(x, y, c)] as u8))
             })
         };
-        let (got, mask) = apply(&picture(&image), &noise, 1);
+        let (got, mask) = apply(&picture(&image), &noise, &Config::default());
         let worst = got.iter().zip(picture(&output).iter()).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(worst <= Some(1), "off by {worst:?} levels");
         let want: Vec<bool> = numbers("mask").iter().map(|&inside| inside == 1).collect();
@@ -378,13 +403,14 @@ mod tests {
         for (level, darker) in [(255u8, true), (0, false)] {
             let picture = RgbImage::from_pixel(128, 128, Rgb([level; 3]));
             let noise = draw(128, 128, &mut rng(1), &mut rng(2));
-            let (out, mask) = apply(&picture, &noise, 1);
+            let (out, mask) = apply(&picture, &noise, &Config::default());
             let changed = out.pixels().filter(|pixel| pixel.0 != [level; 3]).count();
             assert!(changed > 64, "{level}: {changed} pixels");
             assert_eq!(mask.area(), changed);
-            let (larger, _) = apply(&picture, &noise, 40);
+            let strong = Config { mask_min_change: 40 };
+            let (larger, _) = apply(&picture, &noise, &strong);
             assert_eq!(larger, out, "the least change only concerns the mask");
-            let strong = apply(&picture, &noise, 40).1.area();
+            let strong = apply(&picture, &noise, &strong).1.area();
             assert!(strong > 0 && strong < changed);
             assert_eq!(out.iter().any(|&new| new < level), darker);
         }
@@ -395,13 +421,16 @@ mod tests {
         for (width, height) in [(1, 1), (1, 40), (3, 2)] {
             let picture = RgbImage::from_pixel(width, height, Rgb([200; 3]));
             let noise = draw(width as usize, height as usize, &mut rng(1), &mut rng(2));
-            let (out, mask) = apply(&picture, &noise, 1);
+            let (out, mask) = apply(&picture, &noise, &Config::default());
             assert_eq!(out.dimensions(), (width, height));
             assert!(mask.area() > 0);
         }
         let nothing = Noise::silent(9, 9);
         let picture = RgbImage::from_pixel(9, 9, Rgb([20; 3]));
-        assert_eq!(apply(&picture, &nothing, 1), (picture.clone(), Mask::empty(9, 9)));
+        assert_eq!(
+            apply(&picture, &nothing, &Config::default()),
+            (picture.clone(), Mask::empty(9, 9))
+        );
     }
 
     /// Draw order is part of the format: what is made from a seed stays the same.

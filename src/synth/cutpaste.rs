@@ -5,9 +5,11 @@
 //! uniforms, in the order of [`Rectangle::of`]; for a scar width, height and degrees, then the
 //! places as there; for the union the choice first. From `colours`: the [`ColourJitter`].
 
-use image::RgbImage;
+use image::{RgbImage, imageops};
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 
+use super::affine;
 use super::colour_jitter::ColourJitter;
 use crate::dataset::mask::Mask;
 
@@ -16,16 +18,24 @@ use crate::dataset::mask::Mask;
 pub enum Variant {
     /// A rectangle, a fiftieth to three twentieths of the picture.
     Normal,
-    /// A narrow strip, turned.
+    /// A narrow strip, turned, its rim half seen through.
     Scar,
     /// One or the other.
     Union,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Whether pixels that happen to look as before are left out of the mask.
+    pub drop_unchanged: bool,
 }
 
 /// The picture with a piece pasted, and where.
 pub fn make(
     picture: &RgbImage,
     variant: Variant,
+    config: &Config,
     places: &mut impl Rng,
     colours: &mut impl Rng,
 ) -> (RgbImage, Mask) {
@@ -36,7 +46,7 @@ pub fn make(
         Variant::Union => places.random_bool(0.5),
     };
     let jitter = ColourJitter::draw(JITTER, colours);
-    if is_scar {
+    let (pasted, mut mask) = if is_scar {
         let width = round(places.random_range(SCAR_WIDTH.0..=SCAR_WIDTH.1));
         let height = round(places.random_range(SCAR_HEIGHT.0..=SCAR_HEIGHT.1));
         let degrees = places.random_range(-MOST_DEGREES..=MOST_DEGREES);
@@ -46,7 +56,12 @@ pub fn make(
     } else {
         let uniforms = std::array::from_fn(|_| places.random());
         Rectangle::of(uniforms, size).paste(picture, None, &jitter)
+    };
+    if config.drop_unchanged {
+        let changed = pasted.pixels().zip(picture.pixels()).map(|(new, old)| new != old);
+        mask.inside.iter_mut().zip(changed).for_each(|(inside, changed)| *inside &= changed);
     }
+    (pasted, mask)
 }
 
 /// Share of the picture that a rectangle takes.
@@ -89,7 +104,8 @@ impl Rectangle {
         Rectangle { width, height, from, to: (to_x, to_y) }
     }
 
-    /// Pastes it, turned about its centre where `degrees` say so (counter-clockwise).
+    /// Pastes it, turned about its centre where `degrees` say so (counter-clockwise). Where it is
+    /// less than half on a pixel, that is not in the mask.
     fn paste(
         &self,
         picture: &RgbImage,
@@ -98,62 +114,36 @@ impl Rectangle {
     ) -> (RgbImage, Mask) {
         let (x, y) = (self.from.0 as u32, self.from.1 as u32);
         let (width, height) = (self.width as u32, self.height as u32);
-        let mut piece = image::imageops::crop_imm(picture, x, y, width, height).to_image();
+        let mut piece = imageops::crop_imm(picture, x, y, width, height).to_image();
         jitter.apply(&mut piece);
-        let turned = Turned::new(self.width, self.height, degrees.unwrap_or(0.0));
+        let (piece, cover) = match degrees {
+            Some(degrees) => affine::rotate_expanded(&piece, degrees),
+            None => {
+                let whole = vec![1.0; self.width * self.height];
+                (piece, whole)
+            }
+        };
+        let (width, height) = (piece.width() as usize, piece.height() as usize);
         let size = (picture.width() as usize, picture.height() as usize);
-        let left = place(self.to.0, size.0, turned.width);
-        let top = place(self.to.1, size.1, turned.height);
+        let to = (place(self.to.0, size.0, width), place(self.to.1, size.1, height));
         // Of one that is larger than the picture, the middle is seen.
-        let cut = (
-            turned.width.saturating_sub(size.0) / 2,
-            turned.height.saturating_sub(size.1) / 2,
-        );
+        let cut = (width.saturating_sub(size.0) / 2, height.saturating_sub(size.1) / 2);
         let mut out = picture.clone();
         let mut mask = Mask::empty(size.0, size.1);
-        for y in 0..turned.height.min(size.1) {
-            for x in 0..turned.width.min(size.0) {
-                if let Some((from_x, from_y)) = turned.source(x + cut.0, y + cut.1) {
-                    let pixel = *piece.get_pixel(from_x as u32, from_y as u32);
-                    out.put_pixel((left + x) as u32, (top + y) as u32, pixel);
-                    mask.inside[(top + y) * size.0 + left + x] = true;
+        for y in 0..height.min(size.1) {
+            for x in 0..width.min(size.0) {
+                let from = (x + cut.0, y + cut.1);
+                let share = cover[from.1 * width + from.0];
+                let new = piece.get_pixel(from.0 as u32, from.1 as u32).0;
+                let pixel = out.get_pixel_mut((to.0 + x) as u32, (to.1 + y) as u32);
+                for (old, new) in pixel.0.iter_mut().zip(new) {
+                    let (below, above) = (f32::from(*old), f32::from(new));
+                    *old = (below + share * (above - below)).round() as u8;
                 }
+                mask.inside[(to.1 + y) * size.0 + to.0 + x] = share > 0.5;
             }
         }
         (out, mask)
-    }
-}
-
-/// A piece turned as Pillow's `rotate` does it with `expand=True` and without interpolation, so that
-/// every pixel is of the piece or is not.
-struct Turned {
-    width: usize,
-    height: usize,
-    from: (f64, f64),
-    sin: f64,
-    cos: f64,
-}
-
-impl Turned {
-    fn new(width: usize, height: usize, degrees: f64) -> Turned {
-        let (sin, cos) = degrees.to_radians().sin_cos();
-        let (w, h) = (width as f64, height as f64);
-        let whole = |length: f64, across: f64| {
-            let reach = (length * cos.abs() + across * sin.abs()) / 2.0;
-            ((length / 2.0 + reach).ceil() - (length / 2.0 - reach).floor()) as usize
-        };
-        Turned { width: whole(w, h), height: whole(h, w), from: (w, h), sin, cos }
-    }
-
-    /// The pixel of the piece that comes to lie at `x`, `y`.
-    fn source(&self, x: usize, y: usize) -> Option<(usize, usize)> {
-        let dx = x as f64 + 0.5 - self.width as f64 / 2.0;
-        let dy = y as f64 + 0.5 - self.height as f64 / 2.0;
-        let from_x = self.cos * dx - self.sin * dy + self.from.0 / 2.0;
-        let from_y = self.sin * dx + self.cos * dy + self.from.1 / 2.0;
-        let is_inside =
-            (0.0..self.from.0).contains(&from_x) && (0.0..self.from.1).contains(&from_y);
-        is_inside.then_some((from_x as usize, from_y as usize))
     }
 }
 
@@ -185,6 +175,10 @@ mod tests {
 
     fn rng(seed: u64) -> ChaCha8Rng {
         ChaCha8Rng::seed_from_u64(seed)
+    }
+
+    fn made(picture: &RgbImage, variant: Variant, seed: u64) -> (RgbImage, Mask) {
+        make(picture, variant, &Config::default(), &mut rng(seed), &mut rng(seed))
     }
 
     fn noisy(width: u32, height: u32) -> RgbImage {
@@ -221,7 +215,7 @@ mod tests {
     fn a_rectangle_is_pasted_whole_and_nothing_else_changes() {
         let picture = noisy(80, 60);
         for seed in 0..20 {
-            let (out, mask) = make(&picture, Variant::Normal, &mut rng(seed), &mut rng(seed));
+            let (out, mask) = made(&picture, Variant::Normal, seed);
             let uniforms = {
                 let mut places = rng(seed);
                 std::array::from_fn(|_| places.random())
@@ -238,43 +232,31 @@ mod tests {
     }
 
     #[test]
-    fn a_scar_is_turned_as_by_pillow() {
-        /* Pillow 13: im = Image.fromarray(np.arange(1, 16, dtype=np.uint8).reshape(5, 3))
-        np.asarray(im.rotate(30, expand=True)).tolist(), and -17.5; 0 is outside */
-        let left = [
-            [0, 0, 0, 0, 0, 0, 0],
-            [0, 0, 2, 3, 0, 0, 0],
-            [0, 1, 5, 6, 9, 0, 0],
-            [0, 0, 7, 8, 12, 0, 0],
-            [0, 0, 7, 11, 11, 15, 0],
-            [0, 0, 0, 13, 14, 0, 0],
-            [0, 0, 0, 0, 0, 0, 0],
-        ];
-        let right = [
-            [0, 0, 0, 0, 0],
-            [0, 0, 1, 2, 0],
-            [0, 4, 5, 6, 0],
-            [0, 7, 8, 9, 0],
-            [0, 10, 11, 12, 0],
-            [0, 14, 15, 0, 0],
-            [0, 0, 0, 0, 0],
-        ];
-        let cases = [(30.0, left.as_flattened(), 7), (-17.5, right.as_flattened(), 5)];
-        for (degrees, want, width) in cases {
-            let turned = Turned::new(3, 5, degrees);
-            assert_eq!((turned.width, turned.height), (width, 7));
-            let number = |(x, y)| y * 3 + x + 1;
-            let got: Vec<usize> = (0..want.len())
-                .map(|i| turned.source(i % width, i / width).map_or(0, number))
-                .collect();
-            assert_eq!(got, want, "{degrees} degrees");
+    fn a_scar_leaves_everything_outside_of_its_rim_alone() {
+        let picture = noisy(80, 60);
+        for seed in 0..20 {
+            let (out, mask) = made(&picture, Variant::Scar, seed);
+            let near_mask = |x: i64, y: i64| {
+                (-1..=1).any(|dy| {
+                    (-1..=1).any(|dx| {
+                        let (x, y) = (x + dx, y + dy);
+                        (0..80).contains(&x)
+                            && (0..60).contains(&y)
+                            && mask.inside[(y * 80 + x) as usize]
+                    })
+                })
+            };
+            for (x, y, new) in out.enumerate_pixels() {
+                let same = new == picture.get_pixel(x, y);
+                assert!(same || near_mask(i64::from(x), i64::from(y)), "seed {seed}: {x}, {y}");
+            }
         }
     }
 
     #[test]
     fn scars_are_narrow_and_union_is_both() {
         let picture = noisy(256, 256);
-        let area = |variant, seed| make(&picture, variant, &mut rng(seed), &mut rng(seed)).1.area();
+        let area = |variant, seed| made(&picture, variant, seed).1.area();
         // a scar has at most 16 · 25 pixels, a rectangle at least a fiftieth of the picture
         assert!((0..50).all(|seed| (15..450).contains(&area(Variant::Scar, seed))));
         let scars = (0..200).filter(|&seed| area(Variant::Union, seed) < 450).count();
@@ -283,14 +265,27 @@ mod tests {
     }
 
     #[test]
+    fn what_looks_as_before_may_stay_out_of_the_mask() {
+        let white = RgbImage::from_pixel(64, 64, Rgb([255; 3]));
+        for (drop_unchanged, seed) in (0..20).map(|i| (i % 2 == 0, i / 2)) {
+            let config = Config { drop_unchanged };
+            let (out, mask) =
+                make(&white, Variant::Normal, &config, &mut rng(seed), &mut rng(seed));
+            // white under 1 ± 0.1 of brightness: all of a piece changes, or nothing
+            let changed = out.pixels().any(|pixel| pixel.0 != [255; 3]);
+            assert_eq!(mask.area() > 0, changed || !drop_unchanged, "seed {seed}");
+        }
+    }
+
+    #[test]
     fn tiny_pictures_do_no_harm() {
         for (width, height) in [(1, 1), (1, 40), (3, 2), (20, 20)] {
             for variant in [Variant::Normal, Variant::Scar] {
                 for seed in 0..20 {
                     let picture = noisy(width, height);
-                    let (out, mask) = make(&picture, variant, &mut rng(seed), &mut rng(seed));
+                    let (out, mask) = made(&picture, variant, seed);
                     assert_eq!(out.dimensions(), (width, height));
-                    assert!(mask.area() > 0, "{variant:?} on {width}×{height}");
+                    assert!(mask.area() > 0 || width < 20, "{variant:?} on {width}×{height}");
                 }
             }
         }

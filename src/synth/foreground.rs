@@ -264,8 +264,8 @@ fn supplied(folder: &Path, picture: &Path, width: usize, height: usize) -> Resul
         // As MVTec AD's are now and then: grey put on three channels.
         Image::Rgb(mask) => grey(&mask),
     };
-    let inside = mask::at_resolution(&grey, width, height)
-        .with_context(|| path.display().to_string())?;
+    let inside =
+        mask::at_resolution(&grey, width, height).with_context(|| path.display().to_string())?;
     ensure!(
         inside.contains(&true),
         "{} covers nothing; draw the part in white, or remove the file and take foreground = otsu",

@@ -34,8 +34,7 @@ impl Lattice {
     pub fn draw(rng: &mut impl Rng) -> Lattice {
         let rows = 1 << rng.random_range(0..=5_u32);
         let columns = 1 << rng.random_range(0..=5_u32);
-        let angles =
-            (0..(rows + 1) * (columns + 1)).map(|_| rng.random_range(0.0..TAU)).collect();
+        let angles = (0..(rows + 1) * (columns + 1)).map(|_| rng.random_range(0.0..TAU)).collect();
         Lattice { rows, columns, angles }
     }
 }

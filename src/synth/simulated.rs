@@ -98,7 +98,11 @@ pub fn make(
 ) -> Result<Synthetic> {
     let (width, height) = normal.dimensions();
     blend::same_size(normal, "the other normal picture", other.dimensions())?;
-    blend::same_size(normal, "the foreground", (foreground.width as u32, foreground.height as u32))?;
+    blend::same_size(
+        normal,
+        "the foreground",
+        (foreground.width as u32, foreground.height as u32),
+    )?;
     let mut rng = key.rng(Tag::Source);
     let anomaly = if rng.random::<f64>() < config.heterogeneous_share {
         let texture = source.picture(&mut rng, width, height)?;

@@ -63,7 +63,10 @@ pub fn draw(foreground: &Mask, config: &Config, rng: &mut impl Rng) -> Mask {
         1 => {
             let aspect = rng.random_range(-(3_f64.ln())..3_f64.ln()).exp();
             let turn = rng.random_range(0.0..PI);
-            Shape::Rectangle { half: ((area * aspect).sqrt() / 2.0, (area / aspect).sqrt() / 2.0), turn }
+            Shape::Rectangle {
+                half: ((area * aspect).sqrt() / 2.0, (area / aspect).sqrt() / 2.0),
+                turn,
+            }
         }
         _ => {
             let corners = rng.random_range(5..=8_u32);
@@ -127,9 +130,15 @@ impl Shape {
             Shape::Rectangle { half: (half_width, half_height), turn } => {
                 let (sin, cos) = turn.sin_cos();
                 let corner = |u: f64, v: f64| {
-                    (u * half_width * cos - v * half_height * sin, u * half_width * sin + v * half_height * cos)
+                    (
+                        u * half_width * cos - v * half_height * sin,
+                        u * half_width * sin + v * half_height * cos,
+                    )
                 };
-                crossings(&[corner(-1.0, -1.0), corner(1.0, -1.0), corner(1.0, 1.0), corner(-1.0, 1.0)], dy)
+                crossings(
+                    &[corner(-1.0, -1.0), corner(1.0, -1.0), corner(1.0, 1.0), corner(-1.0, 1.0)],
+                    dy,
+                )
             }
             Shape::Polygon { corners } => crossings(corners, dy),
         }

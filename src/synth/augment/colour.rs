@@ -156,7 +156,11 @@ fn hsv_of_rgb(rgb: [u8; 3]) -> [u8; 3] {
     let spread = most - r.min(g).min(b);
     // Both divisions as multiplications by rounded reciprocals in 1/2^12.
     let reciprocal = |numerator: i32, of: i32| -> i32 {
-        if of == 0 { 0 } else { (f64::from(numerator << 12) / f64::from(of)).round_ties_even() as i32 }
+        if of == 0 {
+            0
+        } else {
+            (f64::from(numerator << 12) / f64::from(of)).round_ties_even() as i32
+        }
     };
     let whole = |fixed: i32| (fixed + (1 << 11)) >> 12;
     let saturation = whole(spread * reciprocal(255, most));
