@@ -1,8 +1,9 @@
 //! Public data sets in their own layouts, and folders of one's own. Workshop: nothing on the line may
 //! use it.
 //!
-//! Each layout is recognised by its own folders; `docs/datasets.md` shows them. What is listed is in
-//! the order of the bytes of its paths. Source: `datasets.md` of the specification.
+//! Each layout is recognised by its own folders; `docs/datasets.md` shows them. Folders, and the
+//! pictures in each, come in the order of the bytes of their names. Source: `datasets.md` of the
+//! specification.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -96,7 +97,9 @@ pub fn find(root: &Path) -> Result<Vec<Category>> {
 pub fn find_for(root: &Path, purpose: Purpose) -> Result<Vec<Category>> {
     ensure!(root.is_dir(), "{} is no folder; give the folder of a data set", root.display());
     if let Some(layout) = recognise(root)? {
-        refuse_half(root)?;
+        if layout == Layout::GoodDefect {
+            refuse_half(root)?;
+        }
         return Ok(vec![Category::read(root, layout, purpose)?]);
     }
     let mut wrapped = WRAPPERS.map(|name| root.join(name)).to_vec();
@@ -130,6 +133,12 @@ impl fmt::Display for Layout {
 
 impl Category {
     fn read(root: &Path, layout: Layout, purpose: Purpose) -> Result<Category> {
+        let reading = || format!("reading {} as {layout}", root.display());
+        // `.` has no name.
+        let root = &match root.file_name() {
+            Some(_) => root.to_owned(),
+            None => root.canonicalize().with_context(reading)?,
+        };
         let contents = match layout {
             Layout::Mvtec => mvtec::MVTEC.read(root, purpose),
             Layout::Btad => mvtec::BTAD.read(root, purpose),
@@ -138,10 +147,8 @@ impl Category {
             Layout::Visa => visa::read(root, purpose),
             Layout::GoodDefect => good_defect::read(root, purpose),
         };
-        let Contents { train, train_defects, test, oddities } =
-            contents.with_context(|| format!("reading {} as {layout}", root.display()))?;
-        let whole = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-        let name = listing::name(&whole);
+        let Contents { train, train_defects, test, oddities } = contents.with_context(reading)?;
+        let name = listing::name(root);
         let layout = match layout {
             Layout::Mvtec if census::is_converted_visa(&name, &test) => Layout::Visa,
             layout => layout,

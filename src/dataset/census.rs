@@ -5,10 +5,10 @@
 use super::{Category, Layout, Sample, Surface};
 
 /// Name, good pictures to learn from, good and defective ones to test with.
-type Row = (&'static str, usize, usize, usize);
+pub(super) type Row = (&'static str, usize, usize, usize);
 
 /// The first five are textures.
-const MVTEC: [Row; 15] = [
+pub(super) const MVTEC: [Row; 15] = [
     ("carpet", 280, 28, 89),
     ("grid", 264, 21, 57),
     ("leather", 245, 32, 92),
@@ -28,7 +28,7 @@ const MVTEC: [Row; 15] = [
 
 const BTAD: [Row; 3] = [("01", 400, 21, 49), ("02", 399, 30, 200), ("03", 1000, 400, 41)];
 
-const VISA: [Row; 12] = [
+pub(super) const VISA: [Row; 12] = [
     ("candle", 900, 100, 100),
     ("capsules", 542, 60, 100),
     ("cashew", 450, 50, 100),

@@ -17,17 +17,20 @@ pub(super) fn read(root: &Path, purpose: Purpose) -> Result<Contents> {
     let good = listing::needed(root, "good", "with pictures of good parts")?;
     listing::some_pictures(&good)?;
     let mut contents = Contents::default();
-    for (i, sample) in mvtec::kind_of(root, &good, None, &[])?.into_iter().enumerate() {
-        let half = if i % NTH == NTH - 1 { &mut contents.test } else { &mut contents.train };
-        half.push(sample);
-    }
     for folder in listing::folders(root)? {
-        let kind = listing::name(&folder);
-        if kind != "good" && kind != "ground_truth" {
-            contents.test.extend(mvtec::kind_of(root, &folder, Some(kind), MVTEC.masks)?);
+        match listing::name(&folder) {
+            name if name == "ground_truth" => {}
+            name if name == "good" => {
+                for (i, sample) in mvtec::kind_of(root, &folder, None, &[])?.into_iter().enumerate()
+                {
+                    let is_fifth = i % NTH == NTH - 1;
+                    let half = if is_fifth { &mut contents.test } else { &mut contents.train };
+                    half.push(sample);
+                }
+            }
+            kind => contents.test.extend(mvtec::kind_of(root, &folder, Some(kind), MVTEC.masks)?),
         }
     }
-    contents.test.sort_by(|a, b| a.name.cmp(&b.name));
     if purpose.needs_test() && contents.test.iter().all(|sample| sample.defect.is_none()) {
         bail!(
             "{} has the folder good but none of defects beside it: put pictures of defects into a \

@@ -168,6 +168,39 @@ mod tests {
     }
 
     #[test]
+    fn training_masks_shrink_as_destsegs() {
+        let Some(path) = shared("spec/vectors/destseg_seg_losses.json") else { return };
+        let vector: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!(vector["inputs"]["mask"]["shape"], serde_json::json!([2, 1, 32, 32]));
+        let input = numbers(&vector["inputs"]["mask"]);
+        let levels: Vec<f32> = input.iter().map(|&level| level as f32).collect();
+        let resized = bilinear_planes(&levels, (32, 32), (8, 8), Align::HalfPixel);
+        let tolerance = vector["tolerance"]["abs"].as_f64().unwrap();
+        for (got, want) in resized.iter().zip(numbers(&vector["expected"]["mask_resized"])) {
+            assert!((f64::from(*got) - want).abs() <= tolerance, "{got}, not {want}");
+        }
+        let want = numbers(&vector["expected"]["mask_binary"]);
+        for (levels, want) in input.chunks_exact(32 * 32).zip(want.chunks_exact(8 * 8)) {
+            let inside = levels.iter().map(|&level| level == 1.0).collect();
+            let small = Mask { width: 32, height: 32, inside }.without_antialias(8, 8);
+            let want: Vec<bool> = want.iter().map(|&level| level == 1.0).collect();
+            assert_eq!(small, Mask { width: 8, height: 8, inside: want });
+        }
+    }
+
+    #[test]
+    fn a_file_in_colour_is_a_mask_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mask.png");
+        let white = |x: u32, _| image::Rgb(if x < 2 { [255; 3] } else { [0; 3] });
+        image::RgbImage::from_fn(4, 2, white).save(&path).unwrap();
+        let mask = Mask::read(&path, 2, 1).unwrap();
+        assert_eq!(mask, Mask { width: 2, height: 1, inside: vec![true, false] });
+        let error = format!("{:#}", Mask::read(&folder.path().join("none.png"), 2, 1).unwrap_err());
+        assert!(error.contains("none.png"), "{error}");
+    }
+
+    #[test]
     fn the_same_size_changes_nothing() {
         let mask = GrayImage::from_fn(5, 3, |x, y| image::Luma([if x > y { 255 } else { 0 }]));
         let want: Vec<bool> = mask.pixels().map(|pixel| pixel.0[0] > 127).collect();

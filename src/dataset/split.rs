@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::SeedableRng;
@@ -144,7 +144,7 @@ fn stratified<'a>(pool: Vec<&'a Sample>, rng: &mut ChaCha8Rng) -> Vec<&'a Sample
     order
 }
 
-fn listed<'a>(pool: &[&'a Sample], file: &PathBuf, count: usize) -> Result<Vec<&'a Sample>> {
+fn listed<'a>(pool: &[&'a Sample], file: &Path, count: usize) -> Result<Vec<&'a Sample>> {
     let by_name: HashMap<&str, &Sample> =
         pool.iter().map(|sample| (sample.name.as_str(), *sample)).collect();
     let text = fs::read_to_string(file).context("reading it")?;
@@ -167,4 +167,191 @@ fn listed<'a>(pool: &[&'a Sample], file: &PathBuf, count: usize) -> Result<Vec<&
     }
     ensure!(order.len() >= count, "it names {} defects where {count} are wanted", order.len());
     Ok(order)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(name: &str, defect: Option<&str>) -> Sample {
+        let (name, defect) = (name.to_owned(), defect.map(str::to_owned));
+        Sample { path: PathBuf::from(&name), name, defect, mask: None }
+    }
+
+    /// 2 good test pictures, 12 dents, 3 stains, 1 crack; 4 defects to learn from.
+    fn category() -> Category {
+        let kinds = [(None, "good", 2), (Some("dent"), "dent", 12), (Some("stain"), "stain", 3)];
+        let mut test = vec![sample("crack/0.png", Some("crack"))];
+        for (kind, folder, count) in kinds {
+            test.extend((0..count).map(|i| sample(&format!("{folder}/{i:02}.png"), kind)));
+        }
+        let train_defects =
+            (0..4).map(|i| sample(&format!("Train/{i}.png"), Some("dent"))).collect();
+        Category {
+            name: "cap".into(),
+            layout: Layout::Mvtec,
+            root: PathBuf::new(),
+            surface: None,
+            train: vec![sample("train/good/0.png", None)],
+            train_defects,
+            test,
+            oddities: Vec::new(),
+        }
+    }
+
+    fn pooled(count: usize, seed: u64) -> SeenAnomalies {
+        SeenAnomalies { count, seed, draw: Draw::Pooled, pool: Pool::Test }
+    }
+
+    fn kinds(split: &Split) -> Vec<&str> {
+        split.seen.iter().map(|sample| sample.defect.as_deref().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_is_seen_is_not_tested_with() {
+        let category = category();
+        for pool in [Pool::Test, Pool::Train, Pool::Both] {
+            for draw in [Draw::Pooled, Draw::Stratified] {
+                let seen = SeenAnomalies { count: 4, pool, draw, ..pooled(0, 42) };
+                let split = seen.split(&category).unwrap();
+                let names: HashSet<String> = split.names().into_iter().collect();
+                assert_eq!(names.len(), 4, "{seen:?}");
+                assert!(split.seen.iter().all(|sample| sample.defect.is_some()), "{seen:?}");
+                assert!(split.test.iter().all(|sample| !names.contains(&sample.name)), "{seen:?}");
+                let goods = split.test.iter().filter(|sample| sample.defect.is_none()).count();
+                assert_eq!(goods, 2, "{seen:?}");
+                let from_train = names.iter().filter(|name| name.starts_with("Train/")).count();
+                match pool {
+                    Pool::Test => assert_eq!((split.test.len(), from_train), (18 - 4, 0)),
+                    Pool::Train => assert_eq!((&split.test, from_train), (&category.test, 4)),
+                    Pool::Both => assert_eq!(split.test.len(), 18 + 4 - 4),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_smaller_count_sees_a_part_of_what_a_larger_one_sees() {
+        let category = category();
+        for draw in [Draw::Pooled, Draw::Stratified] {
+            let of = |count| SeenAnomalies { draw: draw.clone(), ..pooled(count, 7) };
+            let ten = of(10).split(&category).unwrap();
+            for count in [0, 1, 5, 10] {
+                let split = of(count).split(&category).unwrap();
+                assert_eq!(split.seen, ten.seen[..count]);
+                assert_eq!(split.test.len(), 18 - count);
+            }
+        }
+    }
+
+    #[test]
+    fn the_seed_alone_decides() {
+        let category = category();
+        let of = |seed| pooled(5, seed).split(&category).unwrap();
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(1).seen, of(2).seen);
+        // Neither the order in which a folder was listed, nor who asks.
+        let mut turned = category.clone();
+        turned.test.reverse();
+        for draw in [Draw::Pooled, Draw::Stratified] {
+            let seen = SeenAnomalies { draw, ..pooled(5, 1) };
+            let want = seen.split(&category).unwrap().names();
+            assert_eq!(seen.split(&turned).unwrap().names(), want);
+            let threads = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+            let others = threads.broadcast(|_| seen.split(&category).unwrap().names());
+            assert!(others.iter().all(|names| *names == want));
+        }
+    }
+
+    /// Part of what a seed means: a model's split is made again from it.
+    #[test]
+    fn what_a_seed_draws_stays() {
+        let split = pooled(5, 42).split(&category()).unwrap();
+        let want = ["dent/06.png", "dent/00.png", "dent/10.png", "dent/03.png", "dent/05.png"];
+        assert_eq!(split.names(), want);
+        let seen = SeenAnomalies { draw: Draw::Stratified, ..pooled(5, 42) };
+        let names = seen.split(&category()).unwrap().names();
+        let want = ["stain/02.png", "dent/02.png", "crack/0.png", "stain/01.png", "dent/00.png"];
+        assert_eq!(names, want);
+    }
+
+    #[test]
+    fn every_defect_is_as_likely() {
+        let category = category();
+        let draws = 2000;
+        let mut times: BTreeMap<String, usize> = BTreeMap::new();
+        for seed in 0..draws {
+            for name in pooled(4, seed).split(&category).unwrap().names() {
+                *times.entry(name).or_default() += 1;
+            }
+        }
+        assert_eq!(times.len(), 16);
+        // Binomial, p = 1/4: 500 ± 19.4; five standard deviations.
+        assert!(times.values().all(|count| count.abs_diff(500) < 97), "{times:?}");
+    }
+
+    #[test]
+    fn stratified_takes_kinds_in_turn_until_they_have_none_left() {
+        for seed in 0..20 {
+            let seen = SeenAnomalies { draw: Draw::Stratified, ..pooled(16, seed) };
+            let split = seen.split(&category()).unwrap();
+            let kinds = kinds(&split);
+            let mut first = kinds[..3].to_vec();
+            first.sort_unstable();
+            assert_eq!(first, ["crack", "dent", "stain"]);
+            let stains = kinds[..7].iter().filter(|kind| **kind == "stain").count();
+            assert_eq!(stains, 3, "{kinds:?}");
+            assert!(kinds[7..].iter().all(|kind| *kind == "dent"), "{kinds:?}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_taken_in_its_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("seen.txt");
+        let of = |text: &str, count| {
+            fs::write(&file, text).unwrap();
+            let seen = SeenAnomalies { draw: Draw::List(file.clone()), ..pooled(count, 0) };
+            seen.split(&category())
+        };
+        let text = "# by hand\nstain/02.png\n\n  crack/0.png\r\ndent/00.png\n";
+        assert_eq!(of(text, 2).unwrap().names(), ["stain/02.png", "crack/0.png"]);
+        let cases = [
+            ("stain/02.png\nstain/2.png", 1, "line 2: stain/2.png is no defect that may be drawn"),
+            ("good/00.png", 1, "line 1: good/00.png is no defect"),
+            ("Train/0.png", 1, "line 1: Train/0.png is no defect"),
+            ("crack/0.png\ncrack/0.png", 1, "line 2: crack/0.png comes twice"),
+            ("crack/0.png", 2, "it names 1 defects where 2 are wanted"),
+        ];
+        for (text, count, says) in cases {
+            let error = format!("{:#}", of(text, count).unwrap_err());
+            assert!(error.contains(says) && error.contains("seen.txt for cap"), "{error}");
+        }
+    }
+
+    #[test]
+    fn more_than_there_are_is_refused() {
+        let cases = [
+            (Pool::Test, 17, "cap has 16 to test with"),
+            (Pool::Train, 5, "cap has 4 to learn from"),
+            (Pool::Both, 21, "cap has 20 in its two halves"),
+        ];
+        for (pool, count, says) in cases {
+            let seen = SeenAnomalies { pool, ..pooled(count, 0) };
+            let error = seen.split(&category()).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_cards_list_is_left_out_of_a_test_set() {
+        let category = category();
+        let split = pooled(6, 3).split(&category).unwrap();
+        let mut listed = split.names();
+        listed.extend(["Train/0.png".to_owned(), "good/00.png".to_owned()]);
+        let mut test = category.test.clone();
+        assert_eq!(without(&mut test, &listed), 6);
+        assert_eq!(test, split.test);
+        assert_eq!(without(&mut test, &[]), 0);
+    }
 }

@@ -26,10 +26,9 @@ struct Row {
 }
 
 pub(super) fn read(root: &Path, purpose: Purpose) -> Result<Contents> {
-    let root = root.canonicalize().with_context(|| format!("reading {}", root.display()))?;
-    listing::needed(&root, "Data/Images", "with Normal and Anomaly")?;
+    listing::needed(root, "Data/Images", "with Normal and Anomaly")?;
     let set = root.parent().context("a category of VisA lies in the folder of the set")?;
-    let object = listing::name(&root);
+    let object = listing::name(root);
     let file = set.join("split_csv").join("1cls.csv");
     ensure!(
         file.is_file(),
@@ -49,7 +48,7 @@ pub(super) fn read(root: &Path, purpose: Purpose) -> Result<Contents> {
             continue;
         }
         let at = || format!("{}, row {} below the head", file.display(), i + 1);
-        let sample = sample(set, &root, &row).with_context(at)?;
+        let sample = sample(set, root, &row).with_context(at)?;
         ensure!(listed.insert(sample.path.clone()), "{}: {} comes twice", at(), row.image);
         match (row.split.as_str(), &sample.defect) {
             ("train", None) => contents.train.push(sample),
@@ -71,7 +70,7 @@ pub(super) fn read(root: &Path, purpose: Purpose) -> Result<Contents> {
     for samples in [&mut contents.train, &mut contents.train_defects, &mut contents.test] {
         samples.sort_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
     }
-    contents.oddities.extend(unlisted(&root, &listed)?);
+    contents.oddities.extend(unlisted(root, &listed)?);
     Ok(contents)
 }
 
