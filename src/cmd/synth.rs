@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use inspectd::camera::folder;
 use inspectd::dataset::pictures::Pictures;
 use inspectd::dataset::split::{self, Pool, SeenAnomalies};
@@ -130,7 +130,8 @@ fn kinds(word: &str) -> Result<Vec<Kind>> {
     if word == "all" {
         return Ok(Kind::ALL.to_vec());
     }
-    Ok(vec![word.parse().context("or all")?])
+    let kind = word.parse::<Kind>().map_err(|error| anyhow!("{error}, or all"))?;
+    Ok(vec![kind])
 }
 
 fn config(file: Option<&Path>) -> Result<Config> {
