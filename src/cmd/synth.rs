@@ -96,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
         category: parts.name.clone(),
         surface: parts.surface,
     };
-    println!("source: {}", stock.source.words());
+    println!("{}", stock.source.words());
     let synthesizer = Synthesizer::new(stock, config.clone(), args.seed)?;
 
     let unfinished = Unfinished::beside(&args.out)?;
