@@ -11,10 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use image::{GrayImage, Luma, RgbImage, imageops};
 use serde::{Deserialize, Serialize};
 
-use crate::camera::folder;
 use crate::dataset::Surface;
-use crate::dataset::mask::{self, Mask};
-use crate::frame::Image;
+use crate::dataset::mask::Mask;
 use crate::metrics::components;
 
 /// How the foreground is found.
@@ -24,6 +22,8 @@ pub enum Foreground {
     /// [`estimate`] it; of a texture it is the whole picture.
     #[default]
     Otsu,
+    /// [`estimate_in_colour`]: for parts that are as bright as what they lie on.
+    Colour,
     /// By MemSeg's threshold of the category, for MVTec AD's categories only.
     Memseg,
     /// Where grey is above this level.
@@ -55,8 +55,9 @@ impl Foreground {
             if found.inside.contains(&true) { found } else { whole() }
         };
         Ok(match self {
-            Foreground::Otsu if surface == Some(Surface::Texture) => whole(),
+            Foreground::Otsu | Foreground::Colour if surface == Some(Surface::Texture) => whole(),
             Foreground::Otsu => estimate(picture),
+            Foreground::Colour => estimate_in_colour(picture),
             Foreground::Memseg => match memseg(category)? {
                 Some(Side::Above(level)) => thresholded(&|grey| grey > level),
                 Some(Side::Below(level)) => thresholded(&|grey| grey < level),
@@ -78,18 +79,20 @@ impl Foreground {
 /// gaps up to 6 pixels are closed, holes filled, and regions below 1 % of the picture dropped. The
 /// whole picture, where this leaves less than 3 % or more than 97 % of it.
 pub fn estimate(picture: &RgbImage) -> Mask {
-    let smooth = imageops::blur(&grey(picture), BLUR_SIGMA);
-    let level = otsu(&smooth);
-    let mut part = threshold(&smooth, &|grey| grey > level);
-    let rim = rim(part.width, part.height);
-    if 2 * rim.iter().filter(|&&at| part.inside[at]).count() > rim.len() {
-        part.inside.iter_mut().for_each(|inside| *inside = !*inside);
-    }
-    close(&mut part);
-    fill_holes(&mut part);
-    drop_small_regions(&mut part);
-    let share = part.area() as f64 / part.inside.len() as f64;
-    if PLAUSIBLE.contains(&share) { part } else { whole(part.width, part.height) }
+    part_of(&imageops::blur(&grey(picture), BLUR_SIGMA))
+}
+
+/// As [`estimate`], not on grey but on red, green or blue: on the one of which Otsu's threshold
+/// explains most of the variance.
+pub fn estimate_in_colour(picture: &RgbImage) -> Mask {
+    let smooth = [0, 1, 2].map(|channel| {
+        let levels = picture.pixels().map(|pixel| pixel.0[channel]).collect();
+        let plane = GrayImage::from_vec(picture.width(), picture.height(), levels);
+        imageops::blur(&plane.expect("one level a pixel"), BLUR_SIGMA)
+    });
+    let explained = |plane: &&GrayImage| otsu(plane).1;
+    let best = smooth.iter().max_by(|a, b| explained(a).total_cmp(&explained(b)));
+    part_of(best.expect("there are three"))
 }
 
 /// All of the picture, as of a texture.
@@ -108,6 +111,21 @@ const SMALLEST_REGION: f64 = 0.01;
 /// Shares of the picture that a part may have.
 const PLAUSIBLE: std::ops::RangeInclusive<f64> = 0.03..=0.97;
 
+/// The part in levels that are smooth.
+fn part_of(smooth: &GrayImage) -> Mask {
+    let (level, _) = otsu(smooth);
+    let mut part = threshold(smooth, &|grey| grey > level);
+    let rim = rim(part.width, part.height);
+    if 2 * rim.iter().filter(|&&at| part.inside[at]).count() > rim.len() {
+        part.inside.iter_mut().for_each(|inside| *inside = !*inside);
+    }
+    close(&mut part);
+    fill_holes(&mut part);
+    drop_small_regions(&mut part);
+    let share = part.area() as f64 / part.inside.len() as f64;
+    if PLAUSIBLE.contains(&share) { part } else { whole(part.width, part.height) }
+}
+
 /// Luma as of Rec. 601, in which MemSeg's thresholds are.
 fn grey(picture: &RgbImage) -> GrayImage {
     let luma = |&[r, g, b]: &[u8; 3]| {
@@ -124,8 +142,8 @@ fn threshold(grey: &GrayImage, keeps: &dyn Fn(u8) -> bool) -> Mask {
 }
 
 /// The level that divides the grey levels (the lower class includes it) with the greatest variance
-/// between the classes, the first of such (Otsu 1979).
-fn otsu(grey: &GrayImage) -> u8 {
+/// between the classes, the first of such (Otsu 1979), and its share of all variance, 0 to 1.
+fn otsu(grey: &GrayImage) -> (u8, f64) {
     let mut counts = [0_u64; 256];
     grey.pixels().for_each(|Luma([level])| counts[*level as usize] += 1);
     let sum_of = |counts: &[u64]| -> u64 { (0..).zip(counts).map(|(level, n)| level * n).sum() };
@@ -143,7 +161,10 @@ fn otsu(grey: &GrayImage) -> u8 {
             (best, most) = (level, variance);
         }
     }
-    best
+    let mean = sum / pixels;
+    let square = |(level, &n): (u32, &u64)| n as f64 * (f64::from(level) - mean).powi(2);
+    let all = (0..).zip(&counts).map(square).sum::<f64>() / pixels;
+    (best, if all > 0.0 { most / all } else { 0.0 })
 }
 
 /// The pixels along the picture's sides, each once.
@@ -259,19 +280,13 @@ fn supplied(folder: &Path, picture: &Path, width: usize, height: usize) -> Resul
     let Some(path) = masks.iter().find(|path| path.exists()) else {
         bail!("{} has no mask for it; it would be {}", folder.display(), masks[0].display());
     };
-    let grey = match folder::read(path, 8)? {
-        Image::Gray(mask) => mask,
-        // As MVTec AD's are now and then: grey put on three channels.
-        Image::Rgb(mask) => grey(&mask),
-    };
-    let inside =
-        mask::at_resolution(&grey, width, height).with_context(|| path.display().to_string())?;
+    let mask = Mask::read(path, width, height)?;
     ensure!(
-        inside.contains(&true),
+        mask.inside.contains(&true),
         "{} covers nothing; draw the part in white, or remove the file and take foreground = otsu",
         path.display()
     );
-    Ok(Mask { width, height, inside })
+    Ok(mask)
 }
 
 #[cfg(test)]
@@ -303,6 +318,25 @@ mod tests {
             }
             assert_eq!(wrong, 0, "{on} on {off}");
         }
+    }
+
+    #[test]
+    fn a_part_as_bright_as_its_ground_is_found_by_its_colour() {
+        // The luma of both is 150 within a level.
+        let (nut, ground) = (Rgb([160, 145, 150]), Rgb([190, 158, 1]));
+        let picture = RgbImage::from_fn(64, 64, |x, y| {
+            let away = (f64::from(x) - 34.0).hypot(f64::from(y) - 30.0);
+            if away <= 20.0 { nut } else { ground }
+        });
+        let found = estimate_in_colour(&picture);
+        let disc = std::f64::consts::PI * 400.0;
+        assert!((found.area() as f64 - disc).abs() < 0.05 * disc, "{} of {disc}", found.area());
+        assert!(found.inside[30 * SIDE + 34] && !found.inside[0]);
+        // On grey all channels are the same.
+        assert_eq!(estimate_in_colour(&part(200, 20)), estimate(&part(200, 20)));
+        // Two levels are explained by their threshold.
+        let two = GrayImage::from_vec(4, 1, vec![3, 3, 9, 9]).unwrap();
+        assert!((otsu(&two).1 - 1.0).abs() < 1e-12);
     }
 
     #[test]
@@ -342,7 +376,7 @@ mod tests {
             vec![7; 5],
         ] {
             let picture = GrayImage::from_vec(levels.len() as u32, 1, levels.clone()).unwrap();
-            assert_eq!(otsu(&picture), plain_otsu(&levels), "{levels:?}");
+            assert_eq!(otsu(&picture).0, plain_otsu(&levels), "{levels:?}");
         }
     }
 
@@ -354,10 +388,12 @@ mod tests {
     #[test]
     fn closing_is_of_a_disc() {
         let mut mask = Mask::empty(31, 17);
-        let seeds = [(0, 0), (4, 0), (20, 3), (28, 8), (22, 15), (10, 9), (13, 12)];
+        let seeds: Vec<(usize, usize)> = (0..17)
+            .flat_map(|y| (0..31).map(move |x| (x, y)))
+            .filter(|(x, y)| (x * x + 7 * y * y + x * y) % 23 < 2)
+            .collect();
         seeds.iter().for_each(|(x, y)| mask.inside[y * 31 + x] = true);
-        // scipy.ndimage.binary_closing, with what is outside grown from by nothing: a place is closed
-        // where no disc fits that holds it and none of the seeds.
+        // A place is open where a disc about a place of the picture holds it and no seed.
         let mut want = mask.clone();
         let disc = |x: i32, y: i32, cx: i32, cy: i32| (x - cx).pow(2) + (y - cy).pow(2) <= 9;
         for y in 0..17 {
@@ -372,7 +408,7 @@ mod tests {
         }
         close(&mut mask);
         assert_eq!(mask, want);
-        assert!(mask.area() > seeds.len(), "the seeds are near enough to grow together");
+        assert!((seeds.len() + 1..31 * 17).contains(&mask.area()), "some gaps are closed");
     }
 
     #[test]

@@ -76,7 +76,7 @@ mod tests {
             let levels = serde_json::from_value(array["data"].clone()).unwrap();
             RgbImage::from_vec(16, 16, levels).unwrap()
         };
-        let order: Vec<usize> = serde_json::from_value(vector["perm"].clone()).unwrap();
+        let order: Vec<usize> = serde_json::from_value(vector["perm"]["data"].clone()).unwrap();
         let shuffled =
             shuffle_grid(&picture(&vector["input"]), &order.try_into().unwrap()).unwrap();
         assert_eq!(shuffled, picture(&vector["output"]));
@@ -110,6 +110,6 @@ mod tests {
     #[test]
     fn draws_are_pinned() {
         let mut rng = SampleKey { seed: 7, epoch: 1, index: 2 }.rng(Tag::Source);
-        assert_eq!(permutation(&mut rng)[..8], [0; 8]);
+        assert_eq!(permutation(&mut rng)[..8], [57, 23, 52, 32, 35, 41, 13, 51]);
     }
 }

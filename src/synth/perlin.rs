@@ -185,8 +185,9 @@ mod tests {
         let mut rng = SampleKey { seed: 7, epoch: 1, index: 2 }.rng(Tag::Mask);
         let lattice = Lattice::draw(&mut rng);
         let degrees: f64 = rng.random_range(-90.0..=90.0);
-        assert_eq!((lattice.rows, lattice.columns), (0, 0));
-        assert_eq!((lattice.angles[0], degrees), (0.0, 0.0));
+        let mask = mask(&mut SampleKey { seed: 7, epoch: 1, index: 2 }.rng(Tag::Mask), 64, 64);
+        let pinned = (lattice.rows, lattice.columns, lattice.angles[0], degrees, mask.area());
+        assert_eq!(pinned, (8, 2, 0.278_379_32, -47.770_573_427_862_12, 3));
     }
 
     #[test]
