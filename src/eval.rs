@@ -19,6 +19,7 @@ use crate::metrics::pixels::{Bounds, CURVE_POINTS, PixelScores};
 use crate::metrics::{Curve, Ranking};
 use crate::picture::overlay;
 
+pub mod few_shot;
 pub mod gallery;
 mod html;
 mod metric;

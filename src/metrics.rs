@@ -37,9 +37,6 @@ pub struct F1Max {
     pub threshold: f32,
 }
 
-/// What a presorting may get wrong, in percent: PG2 and PB2 have 2.
-pub const SORTING_BUDGET_PERCENT: u32 = 2;
-
 impl Ranking {
     /// Ranks `scores[i]` by the truth `anomalous[i]`. A score that is not a number is an error.
     pub fn new(scores: &[f32], anomalous: &[bool]) -> Result<Ranking> {

@@ -30,7 +30,7 @@ mod jobs;
 #[derive(clap::Args)]
 pub struct Args {
     /// resnet18-layer3, resnet50-layer3, compact, destseg, ntsnet, prn or mlff, or search,
-    /// patch_prototypes, line; again for more
+    /// patch_prototypes, metrics, line; again for more
     #[arg(long, default_values_t = ["resnet18-layer3".to_owned(), "compact".to_owned()])]
     net: Vec<String>,
     /// f32 or int8, of convolutions and of the search; again for both [default: f32 for networks,

@@ -19,12 +19,14 @@ use inspectd::picture;
 
 use super::machine;
 
+mod few_shot;
+
 /// Score test sets and report how well defects are told from good parts
 #[derive(clap::Args)]
 pub struct Args {
     /// A bundle that `inspectd teach` made, or a folder with a bundle for each category
     /// (DIR/bottle/model.toml); again for more
-    #[arg(long, required = true, value_name = "DIR")]
+    #[arg(long, required_unless_present = "few_shot", value_name = "DIR")]
     bundle: Vec<PathBuf>,
     /// A category or a whole data set: MVTec AD, BTAD, DAGM 2007, KolektorSDD2, VisA, or a folder
     /// good beside folders of defects; again for more
@@ -51,7 +53,7 @@ pub struct Args {
     /// Resamples of the pictures for 95 % intervals; 0 for none
     #[arg(long, value_name = "N", default_value_t = 1000)]
     resamples: usize,
-    /// What the resamples are drawn from
+    /// What the resamples are drawn from; the first seed of --few-shot
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Where pixels are counted: at the size of the anomaly map, or of the original mask
@@ -69,9 +71,14 @@ pub struct Args {
     /// Bits a sample that 16-bit files really carry: 10 or 12 for many cameras
     #[arg(long, value_name = "BITS", default_value_t = 16)]
     significant_bits: u32,
+    #[command(flatten)]
+    few_shot: few_shot::Args,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if let Some(shots) = &args.few_shot.few_shot {
+        return few_shot::run(args, shots);
+    }
     let categories = categories(&args.data)?;
     let systems: Vec<System> =
         args.bundle.iter().map(|path| System::at(path)).collect::<Result<_>>()?;

@@ -12,7 +12,7 @@ use inspectd::detector::patch_prototypes;
 use inspectd::nn::BackboneSpec;
 use inspectd::nn::engine::{self, Engine};
 use inspectd::teach::precision::Wanted;
-use inspectd::teach::{self, BankSize, HoldOut, Plan, Step, Taught};
+use inspectd::teach::{self, BankSize, Good, HoldOut, Plan, Step, Taught};
 
 use super::machine;
 
@@ -30,6 +30,10 @@ pub struct Args {
     /// resnet18:FILE, resnet34:FILE, resnet50:FILE, wide_resnet50_2:FILE
     #[arg(long, default_value = "compact")]
     backbone: BackboneSpec,
+
+    /// Teach with so many of the good parts only, drawn by the seed; 5 and more
+    #[arg(long, value_name = "K")]
+    few_shot: Option<usize>,
 
     /// What every draw comes from; same seed, same pictures: same bytes
     #[arg(long, default_value_t = 0)]
@@ -120,7 +124,13 @@ pub fn run(args: &Args) -> Result<()> {
         precision: args.precision,
     };
     config.check()?;
-    let goods = teach::pictures_in(&args.good)?;
+    let mut goods = teach::pictures_in(&args.good)?;
+    if let Some(count) = args.few_shot {
+        let all = goods.len();
+        goods = teach::few::draw(goods, count, args.seed)?;
+        let names: Vec<&str> = goods.iter().map(Good::name).collect();
+        println!("{count} of {all} good parts, by seed {}: {}", args.seed, names.join(", "));
+    }
     let loaded = patch_prototypes::load_backbone(&config.backbone)?;
     let plan = config.plan(goods, &loaded)?;
     check_memory(&plan, args.max_memory_gib)?;

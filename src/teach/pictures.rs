@@ -34,7 +34,8 @@ pub fn pictures_in(folder: &Path) -> Result<Vec<Good>> {
 }
 
 impl Good {
-    pub(super) fn name(&self) -> &str {
+    /// File name, or what the picture is called.
+    pub fn name(&self) -> &str {
         match self {
             Good::File { name, .. } | Good::Picture { name, .. } => name,
         }
