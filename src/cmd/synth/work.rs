@@ -177,7 +177,7 @@ pub fn words(kind: Kind, made: &[Made]) -> String {
     let median = areas[areas.len() / 2];
     let count = areas.len();
     format!(
-        "{kind}: {count}, masks of {least} to {most} pixels, half of them under {median}{empty}"
+        "{kind}: {count}, masks of {least} to {most} pixels, median {median}{empty}"
     )
 }
 
