@@ -1,5 +1,5 @@
-//! `inspectd eval` itself, on rendered parts: several bundles on several categories, and what it says
-//! of what is missing.
+//! `inspectd eval` itself, on rendered parts: several bundles on several categories, and what it
+//! says of what is missing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -149,7 +149,8 @@ fn unreadable_pictures_fail_by_name_unless_they_are_allowed() {
     let path = json.path().display().to_string();
     let output = eval(&[&bundle], &[&set], &["--allow-unreadable", "--json", &path]);
     assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("without 2 pictures that can't be read: dent/2.png, good/013.png"));
+    let note = "without 2 pictures that can't be read: dent/2.png, good/013.png";
+    assert!(said(&output).contains(note), "{}", said(&output));
     let json: Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
     assert_eq!((json["images"].as_u64(), json["defects"].as_u64()), (Some(5), Some(3)));
     assert_eq!(json["unreadable"].as_array().unwrap().len(), 2);

@@ -28,7 +28,7 @@ impl Maps {
     pub fn random(count: usize, rng: &mut impl Rng) -> Maps {
         let one = |i: usize| {
             let mut mask = vec![false; SIDE * SIDE];
-            if i % 3 != 0 {
+            if !i.is_multiple_of(3) {
                 let corner = |rng: &mut dyn Rng| rng.random_range(0..SIDE - DEFECT);
                 let (left, top) = (corner(rng), corner(rng));
                 for row in mask.chunks_exact_mut(SIDE).skip(top).take(DEFECT) {

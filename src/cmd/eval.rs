@@ -47,7 +47,7 @@ pub struct Args {
     /// Write the worst misses and worst false rejects to this file as one PNG picture
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
-    /// Published figures to put beside: all, none, or methods such as PRN,PatchCore [default: a few]
+    /// Published figures to put beside: all, none, or methods as PRN,PatchCore [default: a few]
     #[arg(long, value_name = "METHODS")]
     published: Option<Choice>,
     /// Resamples of the pictures for 95 % intervals; 0 for none

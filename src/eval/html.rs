@@ -129,7 +129,7 @@ fn summary(report: &Report) -> Markup {
 fn figures(runs: &[Run], mean: Option<&Mean>) -> Markup {
     html! {
         div.wide {
-            table {
+            table.figures {
                 thead {
                     tr {
                         th { "category" }
@@ -193,7 +193,7 @@ fn beside(report: &Report) -> Markup {
                 @if !mean.published.is_empty() {
                     h3 { "mean" }
                     (side_by_side(
-                        [(short(&mean.bundle), PUBLISHED.map(|metric| mean.of(metric)))].into_iter(),
+                        [(short(&mean.bundle), PUBLISHED.map(|m| mean.of(m)))].into_iter(),
                         &mean.published,
                     ))
                 }
@@ -252,7 +252,8 @@ fn settings(report: &Report) -> Markup {
         section {
             h2 { "How this was measured" }
             dl {
-                dt { "program" } dd { "inspectd " (settings.inspectd) ", revision " (settings.revision) }
+                dt { "program" }
+                dd { "inspectd " (settings.inspectd) ", revision " (settings.revision) }
                 dt { "machine" } dd { (settings.cpu) ", " (counted(settings.threads, "thread")) }
                 dt { "batch" } dd { (counted(settings.batch, "picture")) " at once" }
                 dt { "pixels" }

@@ -48,8 +48,8 @@ impl System {
         }
         if categories.is_empty() {
             bail!(
-                "{} is no bundle (it has no model.toml), nor does it hold bundles named by category \
-                 (bottle/model.toml); make one with `inspectd teach`",
+                "{} is no bundle (it has no model.toml), nor does it hold bundles named by \
+                 category (bottle/model.toml); make one with `inspectd teach`",
                 path.display()
             );
         }

@@ -21,7 +21,8 @@ const galleries = [...document.querySelectorAll(".gallery")].map((gallery) => {
     const wanted = filters[controls.elements.show.value];
     for (const tile of all) tile.hidden = !wanted(tile);
     tiles.append(...all);
-    controls.querySelector("output").value = all.filter((tile) => !tile.hidden).length + " of " + all.length;
+    const shown = all.filter((tile) => !tile.hidden).length;
+    controls.querySelector("output").value = shown + " of " + all.length;
   };
   controls.addEventListener("change", show);
   controls.addEventListener("submit", (event) => event.preventDefault());

@@ -115,15 +115,20 @@ fn facts(run: &Run) -> Markup {
                     "; F1 is best at " (format!("{best:.4}"))
                 }
             }
-            dt { abbr title="good parts kept where at most 2 % of the defects escape" { "PG2" } }
-            dd { (share(figures.pg2)) " of the good parts kept where at most 2 % of the defects escape" }
+            dt { "PG2" }
+            dd {
+                (share(figures.pg2)) " of the good parts kept where at most 2 % of the defects escape"
+            }
             dt { "PB2" }
-            dd { (share(figures.pb2)) " of the defects caught where at most 2 % of the good parts are rejected" }
+            dd {
+                (share(figures.pb2)) " of the defects caught where at most 2 % of the good parts are "
+                "rejected"
+            }
             dt { "bundle" }
             dd {
-                (run.bundle) ": " (made.system) ", backbone " (made.backbone) " (" (made.precision) "), "
-                (made.input.0) "×" (made.input.1) ", " (made.prototypes) " prototypes from "
-                (made.images) " pictures, seed " (made.seed)
+                (run.bundle) ": " (made.system) ", backbone " (made.backbone) " ("
+                (made.precision) "), " (made.input.0) "×" (made.input.1) ", "
+                (made.prototypes) " prototypes from " (made.images) " pictures, seed " (made.seed)
             }
             dt { "made by" }
             dd {
@@ -143,8 +148,10 @@ fn facts(run: &Run) -> Markup {
                         Counting::Streamed => {
                             "counted in a histogram, since they outgrew memory"
                             @if let Some(bounds) = figures.pixel_bounds {
-                                (format!("; off by at most {:.1e} (AUROC), {:.1e} (AP), {:.1e} (AUPRO)",
-                                    bounds.auroc, bounds.average_precision, bounds.aupro))
+                                (format!(
+                                    "; off by at most {:.1e} (AUROC), {:.1e} (AP), {:.1e} (AUPRO)",
+                                    bounds.auroc, bounds.average_precision, bounds.aupro
+                                ))
                             }
                         }
                     }
@@ -184,9 +191,9 @@ fn kinds(run: &Run) -> Markup {
                                 td.number { (kind.images) }
                                 td.number { (share(kind.image_auroc)) }
                                 td.number.bad[kind.escapes > 0] { (kind.escapes) }
-                                @for score in [kind.lowest_score, kind.median_score, kind.highest_score] {
-                                    td.number { (format!("{score:.3}")) }
-                                }
+                                td.number { (format!("{:.3}", kind.lowest_score)) }
+                                td.number { (format!("{:.3}", kind.median_score)) }
+                                td.number { (format!("{:.3}", kind.highest_score)) }
                             }
                         }
                     }
@@ -201,7 +208,8 @@ fn left_out(run: &Run) -> Markup {
         @if !run.seen_anomalies.is_empty() {
             details {
                 summary {
-                    (run.seen_anomalies.len()) " defects that the bundle was taught with, not tested"
+                    (run.seen_anomalies.len())
+                    " defects that the bundle was taught with, not tested"
                 }
                 ul { @for name in &run.seen_anomalies { li { (name) } } }
             }
