@@ -174,3 +174,49 @@ impl SampleKey {
         rng
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_called_as_they_are_printed() {
+        for kind in Kind::ALL {
+            assert_eq!(kind.to_string().parse::<Kind>().unwrap(), kind);
+        }
+        let error = "fog".parse::<Kind>().unwrap_err().to_string();
+        assert!(error.contains("cutpaste-scar, cutpaste-union, perlin"), "{error}");
+    }
+
+    #[test]
+    fn settings_are_refused_with_the_kind_that_they_are_of() {
+        let cases = [
+            ("[confetti]\nmask_min_change = 0", "confetti: mask_min_change = 0"),
+            ("[perlin]\naugmentations = 11", "perlin: augmentations = 11"),
+            ("[simulated]\nheterogeneous_share = 2.0", "simulated: heterogeneous_share = 2"),
+            ("[extended]\nshear_deg = 60.0", "extended: shear_deg = 60"),
+        ];
+        for (text, word) in cases {
+            let error = toml::from_str::<Config>(text).unwrap().check().unwrap_err();
+            assert!(format!("{error:#}").contains(word), "{error:#}");
+        }
+        toml::from_str::<Config>("foreground = { above = 50 }").unwrap().check().unwrap();
+        assert!(toml::from_str::<Config>("[confetti]\nsize = 3").is_err());
+    }
+
+    #[test]
+    fn tags_and_keys_do_not_share_numbers() {
+        use rand::RngExt;
+        let first =
+            |seed, epoch, index, tag| SampleKey { seed, epoch, index }.rng(tag).random::<u64>();
+        let drawn = [
+            first(0, 0, 0, Tag::Order),
+            first(0, 0, 0, Tag::Mask),
+            first(1, 0, 0, Tag::Order),
+            first(0, 1, 0, Tag::Order),
+            first(0, 0, 1, Tag::Order),
+        ];
+        let distinct: std::collections::HashSet<u64> = drawn.into_iter().collect();
+        assert_eq!(distinct.len(), drawn.len());
+    }
+}

@@ -176,9 +176,7 @@ pub fn words(kind: Kind, made: &[Made]) -> String {
     };
     let median = areas[areas.len() / 2];
     let count = areas.len();
-    format!(
-        "{kind}: {count}, masks of {least} to {most} pixels, median {median}{empty}"
-    )
+    format!("{kind}: {count}, masks of {least} to {most} pixels, median {median}{empty}")
 }
 
 const LINES_OF_ONE: u32 = 4;
