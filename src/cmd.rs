@@ -7,4 +7,5 @@ pub mod eval;
 pub mod ledger;
 mod machine;
 pub mod run;
+pub mod synth;
 pub mod teach;

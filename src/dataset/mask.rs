@@ -50,6 +50,13 @@ impl Mask {
     pub fn area(&self) -> usize {
         self.inside.iter().filter(|&&inside| inside).count()
     }
+
+    /// As a picture of 0 and 255, 255 where anomalous.
+    pub fn to_gray(&self) -> GrayImage {
+        let levels = self.inside.iter().map(|&inside| if inside { 255 } else { 0 }).collect();
+        GrayImage::from_raw(self.width as u32, self.height as u32, levels)
+            .expect("a mask has a place for each pixel")
+    }
 }
 
 /// A mask file as it is; see [`at_resolution`] for what its values say.

@@ -1,13 +1,13 @@
 //! A test picture as it is shown: with its truth outlined, and with what the detector saw.
 
 use anyhow::{Context, Result};
-use image::imageops::{self, FilterType};
 use image::{GrayImage, Rgb, RgbImage};
 
 use super::{Settings, detect, read, truth};
 use crate::dataset::Sample;
 use crate::detector::{AnomalyMap, Detector};
 use crate::frame::Image;
+use crate::picture::sheet::{TRUTH, shrink};
 use crate::picture::{frame_region, line_px, outline, overlay};
 
 /// The two views, of the same size.
@@ -33,7 +33,7 @@ pub(super) fn look(
     let shown = samples.iter().zip(pictures).zip(masks).zip(detections);
     shown
         .map(|(((sample, picture), mask), detection)| {
-            let small = shrink(&picture, side);
+            let small = shrink(&picture.to_rgb(), side);
             Ok(Look {
                 truth: with_truth(&small, mask.as_ref()).with_context(|| sample.name.clone())?,
                 seen: seen(&small, &detection.map, settings.map_limit),
@@ -45,14 +45,6 @@ pub(super) fn look(
 /// What is this much lower than the peak is shown with it, as a share of the peak.
 const BELOW_PEAK: f32 = 0.15;
 const BELOW_LIMIT: Rgb<u8> = Rgb([105, 170, 255]);
-const TRUTH: Rgb<u8> = Rgb([64, 224, 120]);
-
-fn shrink(picture: &Image, side: u32) -> RgbImage {
-    let (width, height) = (picture.width(), picture.height());
-    let longer = width.max(height);
-    let scaled = |length: u32| (length * side / longer).max(1);
-    imageops::resize(&picture.to_rgb(), scaled(width), scaled(height), FilterType::CatmullRom)
-}
 
 fn seen(picture: &RgbImage, map: &AnomalyMap, map_limit: f32) -> RgbImage {
     let (width, height) = picture.dimensions();
