@@ -269,6 +269,10 @@ fn below(value: f64) -> i64 {
     cut - i64::from(value < cut as f64)
 }
 
+fn round(level: f64) -> u8 {
+    (level + 0.5) as u8
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
