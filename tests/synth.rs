@@ -48,10 +48,13 @@ fn category() -> (TempDir, PathBuf) {
     (folder, root)
 }
 
+/// Small pictures and few, where `args` do not say otherwise.
 fn synth(data: &Path, out: &Path, args: &[&str]) -> Output {
+    let small: &[&str] = if args.contains(&"--size") { &[] } else { &["--size", "64"] };
     Command::new(env!("CARGO_BIN_EXE_inspectd"))
         .arg("synth")
-        .args(["--size", "64", "--count", "3", "--data"])
+        .args(small)
+        .args(["--count", "3", "--data"])
         .arg(data)
         .arg("--out")
         .arg(out)

@@ -1,12 +1,12 @@
 //! Textures made from nothing, for those who have no folder of them: anomalies of them teach a
 //! detector, but no published result was made with them.
 //!
-//! A [`Recipe`] is a pattern (nine families) in the colours of a palette, turned and scaled, often
+//! A recipe is a pattern (nine families) in the colours of a palette, turned and scaled, often
 //! with a second pattern laid over it, then uneven light and grain. The same recipe in any size shows
 //! the same texture: lengths count in the shorter side of the picture.
 //!
 //! Draw order, part of the format: whether there is a second layer and its opacity; for each layer
-//! the family, its parameters as the fields of [`Pattern`] are written, cells to the side, angle,
+//! the family, its parameters as the fields of `Pattern` are written, cells to the side, angle,
 //! distortion, seed, number of colours, contrast, chroma, grey, base colour, each colour (lighter or darker,
 //! red, green, blue), stepped or not; then shade, grain and their seed.
 

@@ -17,7 +17,7 @@ use super::{
     Config, Kind, SampleKey, Synthetic, Tag, confetti, cutpaste, extended, foreground, simulated,
 };
 use crate::camera::folder;
-use crate::dataset::mask::{self, Mask};
+use crate::dataset::mask::Mask;
 use crate::dataset::pictures::{self, Pictures};
 use crate::dataset::{Sample, Surface};
 use crate::frame::Image;
@@ -81,21 +81,16 @@ impl Seen {
             Image::Rgb(rgb) => rgb,
             gray => gray.to_rgb(),
         };
-        let drawn = match folder::read(path, 16)? {
-            Image::Gray(mask) => mask,
-            Image::Rgb(mask) => mask.convert(),
-        };
-        let inside = mask::at_resolution(&drawn, size.0, size.1)
-            .with_context(|| path.display().to_string())?;
+        let mask = Mask::read(path, size.0, size.1)?;
         ensure!(
-            inside.contains(&true),
+            mask.inside.contains(&true),
             "{}: nothing of the mask is left at {}×{}; take a larger size, or other defects by \
              another seed",
             path.display(),
             size.0,
             size.1
         );
-        Ok(Seen { name, picture, mask: Mask { width: size.0, height: size.1, inside } })
+        Ok(Seen { name, picture, mask })
     }
 }
 
