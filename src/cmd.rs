@@ -1,10 +1,12 @@
-//! One file a subcommand: its `Args` and `run`.
+//! One file a subcommand: its `Args` and `run`; [`machine`] is what several ask.
 
 pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod eval;
 pub mod ledger;
+mod machine;
 pub mod run;
+pub mod synth;
 pub mod teach;
 pub mod train;

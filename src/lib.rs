@@ -5,8 +5,8 @@
 //! [`camera`] grabs a picture, [`frame`] says what crosses the rooms, [`pipeline`] owns the threads
 //! and queues, [`detector`] scores it with layers from [`nn`] and arithmetic from [`ops`],
 //! [`verdict`] decides, [`tracker`] keeps the deadlines, [`output`] tells the PLC, [`ledger`]
-//! records, [`archive`] keeps evidence as [`picture`] draws it, [`journal`] writes the log and
-//! [`telemetry`] counts. The workshop ([`teach`], [`calibrate`], [`dataset`], [`synth`], [`metrics`],
+//! records, [`archive`] keeps evidence as [`picture`] draws it, [`journal`] writes the log,
+//! [`telemetry`] counts and [`unfinished`] writes folders whole or not at all. The workshop ([`teach`], [`calibrate`], [`dataset`], [`synth`], [`metrics`],
 //! [`mod@eval`], [`plot`], [`mod@bench`]) makes and judges models; nothing above it uses it.
 
 pub mod archive;
@@ -23,6 +23,7 @@ pub mod picture;
 pub mod pipeline;
 pub mod telemetry;
 pub mod tracker;
+pub mod unfinished;
 pub mod verdict;
 
 pub mod bench;

@@ -28,6 +28,7 @@ enum Command {
     Eval(cmd::eval::Args),
     Ledger(cmd::ledger::Args),
     Run(cmd::run::Args),
+    Synth(cmd::synth::Args),
     /// Make a bundle from pictures of good parts
     Teach(cmd::teach::Args),
     Train(cmd::train::Args),
@@ -54,6 +55,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Check(args) => cmd::check::run(&args),
         Command::Demo(args) => cmd::demo::run(&args, level),
         Command::Run(args) => cmd::run::run(&args, level),
+        Command::Synth(args) => cmd::synth::run(&args),
         Command::Teach(args) => cmd::teach::run(&args),
         Command::Train(args) => cmd::train::run(&args),
     }?;

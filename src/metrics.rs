@@ -1,16 +1,25 @@
-//! How well scores tell defects from good parts, exactly: AUROC, average precision, F1-max of
-//! images or pixels, and the region metrics (AUPRO, IAP) in [`regions`].
+//! How well scores tell defects from good parts: AUROC, average precision, F1-max, the shares of
+//! parts sorted right within an error budget, curves; of images here, of the pixels of a test set
+//! in [`pixels`], and how far a figure would vary with other images in [`bootstrap`].
 //!
 //! Counts are `u64`, sums `f64`; equal scores form one threshold. A metric that is not defined
 //! (no defect, no good part) is `None`, which is printed `n/a` and is `null` in JSON.
 
 use anyhow::{Result, bail};
 
+pub mod bootstrap;
 pub mod components;
+mod curve;
+mod histogram;
+pub mod pixels;
 pub mod regions;
 pub mod sort;
+mod steps;
+
+pub use curve::Curve;
 
 use sort::{key, score, sort_keys};
+use steps::{Step, Totals};
 
 /// The scores of two classes, ranked.
 #[derive(Clone, Debug)]
@@ -61,61 +70,18 @@ impl Ranking {
     /// The probability that a positive outranks a negative, ties counted half (Mann-Whitney);
     /// equal to the trapezoid area under the ROC curve. `None` without both classes.
     pub fn auroc(&self) -> Option<f64> {
-        if self.positives.is_empty() || self.negatives.is_empty() {
-            return None;
-        }
-        // Twice the pairs won, so that ties stay whole numbers.
-        let (mut won_twice, mut above) = (0_u128, 0_u64);
-        for step in self.steps() {
-            let below = self.negatives.len() as u64 - above - step.negatives;
-            won_twice +=
-                u128::from(step.positives) * (2 * u128::from(below) + u128::from(step.negatives));
-            above += step.negatives;
-        }
-        let pairs = self.positives.len() as f64 * self.negatives.len() as f64;
-        Some(won_twice as f64 / (2.0 * pairs))
+        self.totals().auroc(self.steps())
     }
 
     /// Average precision: the sum over distinct thresholds, descending, of the recall gained
     /// times the precision there; no interpolation. `None` without positives.
     pub fn average_precision(&self) -> Option<f64> {
-        if self.positives.is_empty() {
-            return None;
-        }
-        let (mut true_positives, mut false_positives, mut sum) = (0_u64, 0_u64, 0.0_f64);
-        for step in self.steps() {
-            true_positives += step.positives;
-            false_positives += step.negatives;
-            if step.positives > 0 {
-                sum += step.positives as f64 * true_positives as f64
-                    / (true_positives + false_positives) as f64;
-            }
-        }
-        Some(sum / self.positives.len() as f64)
+        self.totals().average_precision(self.steps())
     }
 
     /// The best F1 and its threshold. `None` without positives; see [`Ranking::fallback`].
     pub fn f1_max(&self) -> Option<F1Max> {
-        let all = self.positives.len() as u64;
-        let (mut true_positives, mut false_positives) = (0_u64, 0_u64);
-        // F1 = 2 TP / (TP + FP + P), held as a fraction so that equal means equal.
-        let mut best: Option<(u64, u64, u32)> = None;
-        for step in self.steps() {
-            true_positives += step.positives;
-            false_positives += step.negatives;
-            let (over, under) = (2 * true_positives, true_positives + false_positives + all);
-            let better = best.is_none_or(|(best_over, best_under, _)| {
-                u128::from(over) * u128::from(best_under)
-                    >= u128::from(best_over) * u128::from(under)
-            });
-            if better && step.positives > 0 {
-                best = Some((over, under, step.key));
-            }
-        }
-        best.map(|(over, under, key)| F1Max {
-            f1: over as f64 / under as f64,
-            threshold: score(key),
-        })
+        self.totals().f1_max(self.steps())
     }
 
     /// Where F1 says nothing: the highest negative score if there are no positives (anomalous is
@@ -124,16 +90,69 @@ impl Ranking {
         self.negatives.last().map(|&key| score(key))
     }
 
+    /// The largest share of good parts that any threshold keeps while at most `percent` % of the
+    /// defects escape: PG2 at 2 % ("presorted good", Baitieva et al. 2025, "Beyond Academic
+    /// Benchmarks"). `None` without both classes.
+    ///
+    /// A part is rejected at or above the threshold. Of n defects ⌊n · percent / 100⌋ may escape,
+    /// so that below 50 defects none may at 2 %. A good part that ties with the lowest defect that
+    /// must not escape is rejected with it.
+    pub fn goods_kept(&self, percent: u32) -> Option<f64> {
+        if !self.totals().has_both_classes() {
+            return None;
+        }
+        let kept = match self.positives.get(within(self.positives.len(), percent)) {
+            Some(&lowest_caught) => self.negatives.partition_point(|&key| key < lowest_caught),
+            None => self.negatives.len(),
+        };
+        Some(kept as f64 / self.negatives.len() as f64)
+    }
+
+    /// The largest share of defects that any threshold catches while at most `percent` % of the
+    /// good parts are rejected: PB2 at 2 % ("presorted bad"). Counted as [`Ranking::goods_kept`]
+    /// counts: a defect that ties with the highest good part that must be kept escapes with it.
+    pub fn bads_caught(&self, percent: u32) -> Option<f64> {
+        if !self.totals().has_both_classes() {
+            return None;
+        }
+        let rejected = within(self.negatives.len(), percent);
+        let caught = match self.negatives.iter().rev().nth(rejected) {
+            Some(&highest_kept) => at_or_above(&self.positives, highest_kept.saturating_add(1)),
+            None => self.positives.len(),
+        };
+        Some(caught as f64 / self.positives.len() as f64)
+    }
+
+    /// (false positive rate, true positive rate) from (0, 0) to (1, 1), a point for each distinct
+    /// score, thinned to at most `points`. `None` without both classes.
+    pub fn roc(&self, points: usize) -> Option<Curve> {
+        self.totals().roc(points, self.steps())
+    }
+
+    /// (recall, precision) at each distinct score from the highest down, thinned to at most
+    /// `points`; no point is made up at recall 0. `None` without positives.
+    pub fn precision_recall(&self, points: usize) -> Option<Curve> {
+        self.totals().precision_recall(points, self.steps())
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            positives: self.positives.len() as u64,
+            negatives: self.negatives.len() as u64,
+            regions: 0,
+        }
+    }
+
     /// Distinct scores, descending, with how many of each class have them.
     fn steps(&self) -> Steps<'_> {
         Steps { positives: &self.positives, negatives: &self.negatives }
     }
 }
 
-struct Step {
-    key: u32,
-    positives: u64,
-    negatives: u64,
+/// How many of so many `percent` % are at most.
+fn within(count: usize, percent: u32) -> usize {
+    assert!(percent <= 100, "a budget is at most 100 %");
+    (count as u128 * u128::from(percent) / 100) as usize
 }
 
 struct Steps<'a> {
@@ -154,6 +173,7 @@ impl Iterator for Steps<'_> {
             key,
             positives: take_equal(&mut self.positives, key),
             negatives: take_equal(&mut self.negatives, key),
+            overlap: 0,
         })
     }
 }
@@ -169,6 +189,10 @@ fn take_equal(keys: &mut &[u32], key: u32) -> u64 {
         taken += 1;
     }
     taken
+}
+
+fn at_or_above(ascending: &[u32], key: u32) -> usize {
+    ascending.len() - ascending.partition_point(|&other| other < key)
 }
 
 #[cfg(test)]
@@ -250,6 +274,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn two_percent_of_few_parts_are_none_and_of_fifty_one() {
+        // Defects 0, 1, 2, …; the good parts lie at .5, between the first two defects.
+        for (defects, kept) in [(10_u8, 0.0), (49, 0.0), (50, 1.0), (99, 1.0), (100, 1.0)] {
+            let scores: Vec<f32> = (0..defects).map(f32::from).chain([0.5, 0.5]).collect();
+            let labels: Vec<u8> = [vec![1; usize::from(defects)], vec![0, 0]].concat();
+            assert_eq!(ranking(&scores, &labels).goods_kept(2), Some(kept), "{defects} defects");
+            // The same turned over, for the defects caught.
+            let scores: Vec<f32> = scores.iter().map(|score| -score).collect();
+            let labels: Vec<u8> = labels.iter().map(|label| 1 - label).collect();
+            assert_eq!(ranking(&scores, &labels).bads_caught(2), Some(kept), "{defects} goods");
+        }
+        let one_class = ranking(&[0.1, 0.2], &[1, 1]);
+        assert_eq!((one_class.goods_kept(2), one_class.bads_caught(2)), (None, None));
+    }
+
+    #[test]
+    fn curves_go_through_every_distinct_score() {
+        let ranking = ranking(&[0.1, 0.4, 0.4, 0.8], &[0, 0, 1, 1]);
+        let roc = ranking.roc(100).unwrap();
+        assert_eq!(roc.points, [(0.0, 0.0), (0.0, 0.5), (0.5, 1.0), (1.0, 1.0)]);
+        let precision_recall = ranking.precision_recall(100).unwrap();
+        assert_eq!(precision_recall.points, [(0.5, 1.0), (1.0, 2.0 / 3.0), (1.0, 0.5)]);
+        assert_eq!((roc.max_error, precision_recall.max_error), (0.0, 0.0));
+    }
+
     fn samples() -> impl Strategy<Value = Vec<(u8, bool)>> {
         // Few levels, so that ties are common.
         prop::collection::vec((0_u8..12, any::<bool>()), 1..60)
@@ -293,6 +343,32 @@ mod tests {
                 prop_assert!((ranking.average_precision().unwrap() - ap).abs() < 1e-12);
                 prop_assert!((ranking.f1_max().unwrap().f1 - best_f1).abs() < 1e-12);
             }
+        }
+
+        #[test]
+        fn no_threshold_sorts_better_within_the_budget(samples in samples(), percent in 0_u32..=100) {
+            let (scores, anomalous): (Vec<f32>, Vec<bool>) =
+                samples.iter().map(|&(s, a)| (f32::from(s), a)).unzip();
+            let count = |of: bool, sorted: &dyn Fn(u8) -> bool| {
+                samples.iter().filter(|&&(s, a)| a == of && sorted(s)).count()
+            };
+            let (bads, goods) = (count(true, &|_| true), count(false, &|_| true));
+            let (mut kept, mut caught) = (0, 0);
+            for threshold in 0_u8..=12 {
+                let escapes = count(true, &|s| s < threshold);
+                let rejects = count(false, &|s| s >= threshold);
+                if 100 * escapes <= percent as usize * bads {
+                    kept = kept.max(goods - rejects);
+                }
+                if 100 * rejects <= percent as usize * goods {
+                    caught = caught.max(bads - escapes);
+                }
+            }
+            let want = (bads > 0 && goods > 0)
+                .then(|| (kept as f64 / goods as f64, caught as f64 / bads as f64));
+            let ranking = Ranking::new(&scores, &anomalous).unwrap();
+            prop_assert_eq!(ranking.goods_kept(percent), want.map(|want| want.0));
+            prop_assert_eq!(ranking.bads_caught(percent), want.map(|want| want.1));
         }
     }
 }

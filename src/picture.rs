@@ -9,6 +9,7 @@ use crate::verdict::Region;
 
 pub mod lettering;
 pub mod overlay;
+pub mod sheet;
 
 /// The picture as a PNG file, pixel for pixel; compressed for speed, not for size.
 pub fn png(picture: &Image) -> Result<Vec<u8>> {

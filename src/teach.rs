@@ -6,6 +6,7 @@
 //! ([`HoldOut`]). What either promises is said in [`crate::calibrate`]. Who goes where is drawn from
 //! the seed: the same pictures, config and program give the same bundle, byte for byte.
 
+pub mod few;
 mod folds;
 pub(crate) mod pictures;
 mod plan;
@@ -204,7 +205,7 @@ pub fn teach(
         None => (extractor, Vec::with_capacity(plan.held_out.len()), Vec::new()),
     };
     let mut rng = config.rng(Draw::Coreset);
-    let rows = memory_bank(config, &features, dims, &mut rng, &mut |done, total| {
+    let rows = memory_bank(config.bank, &features, dims, &mut rng, &mut |done, total| {
         progress(Step::Coreset, done, total);
     })?;
     drop(features);
@@ -304,15 +305,15 @@ fn extract(
 }
 
 /// The prototypes [N, D] that stand for `features` [patches, D].
-fn memory_bank(
-    config: &Config,
+pub(crate) fn memory_bank(
+    size: BankSize,
     features: &[f32],
     dims: usize,
     rng: &mut impl Rng,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<f32>> {
     let patches = features.len() / dims;
-    let prototypes = config.bank.prototypes(patches)?;
+    let prototypes = size.prototypes(patches)?;
     ensure!(
         prototypes <= patches,
         "{prototypes} prototypes, but the pictures that could be used have only {patches} patches"
@@ -338,6 +339,8 @@ enum Draw {
     Fold(usize),
     /// Of the comparison with int8.
     Precision,
+    /// Which few good parts are taken; see [`few`].
+    FewShot,
 }
 
 impl Draw {
@@ -347,6 +350,7 @@ impl Draw {
             Draw::Coreset => 1,
             Draw::Fold(fold) => 2 + fold as u64,
             Draw::Precision => u64::MAX,
+            Draw::FewShot => u64::MAX - 1,
         }
     }
 }

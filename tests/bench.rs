@@ -151,3 +151,20 @@ fn what_cannot_be_timed_is_refused_with_what_would_do() {
         }
     }
 }
+
+#[test]
+fn metrics_are_timed_on_maps_of_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let numbers = |of: fn(usize) -> f32| -> Vec<u8> {
+        (0..3 * 64).flat_map(|i| of(i).to_le_bytes()).collect()
+    };
+    let (scores, masks) = (numbers(|i| (i * 31 % 97) as f32), numbers(|i| f32::from(i % 64 < 9)));
+    let view = |bytes| TensorView::new(Dtype::F32, vec![3, 64], bytes).unwrap();
+    let tensors = BTreeMap::from([("scores", view(&scores)), ("masks", view(&masks))]);
+    let file = folder.path().join("maps.safetensors");
+    fs::write(&file, serialize(tensors, None).unwrap()).unwrap();
+    let arguments = ["--net", "metrics", "--threads", "1", "--maps", file.to_str().unwrap()];
+    let [figures] = figures(folder.path(), &arguments).try_into().unwrap();
+    check(&figures, "metrics", &["gflops", "peak_gflops", "arena_mib", "weights_mib"]);
+    assert_eq!(figures["batch"], 3);
+}

@@ -19,7 +19,7 @@ import clock
 
 TIMEOUT_S = 900
 
-PACKAGES = "onnxruntime openvino nncf torch torchvision faiss-cpu numpy anomalib timm onnx".split()
+PACKAGES = "onnxruntime openvino nncf torch torchvision faiss-cpu numpy anomalib timm onnx scikit-learn".split()
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,15 @@ use serde::Serialize;
 
 use jobs::{Bench, Job};
 
+use super::machine;
+
 mod jobs;
 
 /// Time networks, layers, the search and the whole way of a picture on this machine
 #[derive(clap::Args)]
 pub struct Args {
     /// resnet18-layer3, resnet50-layer3, compact, destseg, ntsnet, prn or mlff, or search,
-    /// patch_prototypes, line; again for more
+    /// patch_prototypes, metrics, line; again for more
     #[arg(long, default_values_t = ["resnet18-layer3".to_owned(), "compact".to_owned()])]
     net: Vec<String>,
     /// f32 or int8, of convolutions and of the search; again for both [default: f32 for networks,
@@ -105,7 +107,7 @@ pub fn run(args: &Args) -> Result<()> {
     let precisions = or(&[Precision::F32]);
     let scans = or(&[Precision::F32, Precision::Int8]);
     let isa = Isa::detect()?;
-    println!("{}, {} CPUs, {} kernels", cpu_model(), team::default_threads(), isa.word());
+    println!("{}, {} CPUs, {} kernels", machine::cpu_model(), team::default_threads(), isa.word());
     println!(
         "{:17} {:>9} {:>5} {:>7} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8}",
         "net",
@@ -272,13 +274,6 @@ fn layers(args: &Args, plan: &mut Plan, peak: f64) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// What the machine calls its processor.
-fn cpu_model() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.to_owned())
 }
 
 fn mib(bytes: usize) -> f64 {

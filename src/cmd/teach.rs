@@ -12,7 +12,9 @@ use inspectd::detector::patch_prototypes;
 use inspectd::nn::BackboneSpec;
 use inspectd::nn::engine::{self, Engine};
 use inspectd::teach::precision::Wanted;
-use inspectd::teach::{self, BankSize, HoldOut, Plan, Step, Taught};
+use inspectd::teach::{self, BankSize, Good, HoldOut, Plan, Step, Taught};
+
+use super::machine;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -28,6 +30,10 @@ pub struct Args {
     /// resnet18:FILE, resnet34:FILE, resnet50:FILE, wide_resnet50_2:FILE
     #[arg(long, default_value = "compact")]
     backbone: BackboneSpec,
+
+    /// Teach with so many of the good parts only, drawn by the seed; 5 and more
+    #[arg(long, value_name = "K")]
+    few_shot: Option<usize>,
 
     /// What every draw comes from; same seed, same pictures: same bytes
     #[arg(long, default_value_t = 0)]
@@ -118,7 +124,13 @@ pub fn run(args: &Args) -> Result<()> {
         precision: args.precision,
     };
     config.check()?;
-    let goods = teach::pictures_in(&args.good)?;
+    let mut goods = teach::pictures_in(&args.good)?;
+    if let Some(count) = args.few_shot {
+        let all = goods.len();
+        goods = teach::few::draw(goods, count, args.seed)?;
+        let names: Vec<&str> = goods.iter().map(Good::name).collect();
+        println!("{count} of {all} good parts, by seed {}: {}", args.seed, names.join(", "));
+    }
     let loaded = patch_prototypes::load_backbone(&config.backbone)?;
     let plan = config.plan(goods, &loaded)?;
     check_memory(&plan, args.max_memory_gib)?;
@@ -139,7 +151,7 @@ pub fn run(args: &Args) -> Result<()> {
         images: card.training_data.taught + card.training_data.held_out,
         prototypes: card.memory_bank()?.count,
         seconds,
-        peak_rss_mib: peak_rss_mib()?,
+        peak_rss_mib: machine::peak_rss_mib()?,
     };
     println!(
         "wrote {} in {seconds:.1} s, peak memory {:.0} MiB",
@@ -167,7 +179,7 @@ fn check_memory(plan: &Plan, max_gib: Option<f64>) -> Result<()> {
             ensure!(gib > 0.0 && gib.is_finite(), "max-memory-gib = {gib}: must be above 0");
             (gib * f64::from(1 << 30)) as u64
         }
-        None => proc_kib("/proc/meminfo", "MemAvailable")? * 1024,
+        None => machine::available_bytes()?,
     };
     plan.check_memory(available)
 }
@@ -274,17 +286,4 @@ fn name(step: Step) -> String {
         Step::Coreset => "prototypes".to_owned(),
         Step::Calibration => "calibration".to_owned(),
     }
-}
-
-fn peak_rss_mib() -> Result<f64> {
-    Ok(proc_kib("/proc/self/status", "VmHWM")? as f64 / 1024.0)
-}
-
-/// A `Key:   123 kB` line of a file in /proc.
-fn proc_kib(path: &str, key: &str) -> Result<u64> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
-    text.lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
-        .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok())
-        .with_context(|| format!("{path} has no line {key}"))
 }

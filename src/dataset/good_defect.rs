@@ -18,17 +18,16 @@ pub(super) fn read(root: &Path, purpose: Purpose) -> Result<Contents> {
     listing::some_pictures(&good)?;
     let mut contents = Contents::default();
     for folder in listing::folders(root)? {
-        match listing::name(&folder) {
-            name if name == "ground_truth" => {}
-            name if name == "good" => {
-                for (i, sample) in mvtec::kind_of(root, &folder, None, &[])?.into_iter().enumerate()
-                {
-                    let is_fifth = i % NTH == NTH - 1;
-                    let half = if is_fifth { &mut contents.test } else { &mut contents.train };
-                    half.push(sample);
-                }
-            }
-            kind => contents.test.extend(mvtec::kind_of(root, &folder, Some(kind), MVTEC.masks)?),
+        let (defect, masks) = match listing::name(&folder) {
+            name if name == "ground_truth" => continue,
+            name if name == "good" => (None, [].as_slice()),
+            kind => (Some(kind), MVTEC.masks),
+        };
+        let of_kind = mvtec::kind_of(root, &folder, defect, masks, &mut contents.oddities)?;
+        for (i, sample) in of_kind.into_iter().enumerate() {
+            let is_tested_with = sample.defect.is_some() || i % NTH == NTH - 1;
+            let half = if is_tested_with { &mut contents.test } else { &mut contents.train };
+            half.push(sample);
         }
     }
     if purpose.needs_test() && contents.test.iter().all(|sample| sample.defect.is_none()) {

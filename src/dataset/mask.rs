@@ -30,10 +30,7 @@ impl Mask {
     /// # Errors
     /// A file that is no picture; the message names it.
     pub fn read(path: &Path, width: usize, height: usize) -> Result<Mask> {
-        let mask = match folder::read(path, 16)? {
-            Image::Gray(mask) => mask,
-            Image::Rgb(mask) => DynamicImage::ImageRgb8(mask).into_luma8(),
-        };
+        let mask = open(path)?;
         let inside =
             at_resolution(&mask, width, height).with_context(|| path.display().to_string())?;
         Ok(Mask { width, height, inside })
@@ -53,6 +50,24 @@ impl Mask {
     pub fn area(&self) -> usize {
         self.inside.iter().filter(|&&inside| inside).count()
     }
+
+    /// As a picture of 0 and 255, 255 where anomalous.
+    pub fn to_gray(&self) -> GrayImage {
+        let levels = self.inside.iter().map(|&inside| if inside { 255 } else { 0 }).collect();
+        GrayImage::from_raw(self.width as u32, self.height as u32, levels)
+            .expect("a mask has a place for each pixel")
+    }
+}
+
+/// A mask file as it is; see [`at_resolution`] for what its values say.
+///
+/// # Errors
+/// A file that is no picture; the message names it.
+pub fn open(path: &Path) -> Result<GrayImage> {
+    Ok(match folder::read(path, 16)? {
+        Image::Gray(mask) => mask,
+        Image::Rgb(mask) => DynamicImage::ImageRgb8(mask).into_luma8(),
+    })
 }
 
 /// The mask at `width` × `height`, rows from the top; true where anomalous.

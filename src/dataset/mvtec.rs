@@ -19,7 +19,7 @@ use super::{Contents, Purpose, Sample};
 ///
 /// Without a folder `ground_truth` no sample has a mask; with it each defect must have one.
 pub fn test(root: &Path) -> Result<Vec<Sample>> {
-    MVTEC.test(root)
+    MVTEC.test(root, &mut Vec::new())
 }
 
 /// The names of a layout.
@@ -41,7 +41,7 @@ impl Tree {
             contents.train = self.train(root)?;
         }
         if purpose.needs_test() || root.join("test").is_dir() {
-            contents.test = self.test(root)?;
+            contents.test = self.test(root, &mut contents.oddities)?;
         }
         Ok(contents)
     }
@@ -59,13 +59,13 @@ impl Tree {
         Ok(listing::some_pictures(&folder)?.into_iter().map(sample).collect())
     }
 
-    fn test(&self, root: &Path) -> Result<Vec<Sample>> {
+    fn test(&self, root: &Path, oddities: &mut Vec<String>) -> Result<Vec<Sample>> {
         let expected = format!("to test with: expected test/{} and test/<defect>", self.good);
         let folder = listing::needed(root, "test", &expected)?;
         let mut samples = Vec::new();
         for kind in listing::folders(&folder)? {
             let defect = (listing::name(&kind) != self.good).then(|| listing::name(&kind));
-            samples.extend(kind_of(root, &kind, defect, self.masks)?);
+            samples.extend(kind_of(root, &kind, defect, self.masks, oddities)?);
         }
         if samples.is_empty() {
             bail!("{} has no picture in any of its folders", folder.display());
@@ -81,6 +81,7 @@ pub(super) fn kind_of(
     folder: &Path,
     defect: Option<String>,
     endings: &[&str],
+    oddities: &mut Vec<String>,
 ) -> Result<Vec<Sample>> {
     let kind = listing::name(folder);
     let truth = root.join("ground_truth");
@@ -94,6 +95,16 @@ pub(super) fn kind_of(
         let mask = masks.as_ref().map(|masks| masks.needed(&path, endings, instead)).transpose()?;
         let name = format!("{kind}/{}", listing::name(&path));
         samples.push(Sample { name, path, defect: defect.clone(), mask });
+    }
+    if samples.is_empty() {
+        oddities.push(format!("{} has no picture", folder.display()));
+    }
+    let idle = masks.map_or(0, |masks| masks.len()).saturating_sub(samples.len());
+    if idle > 0 {
+        oddities.push(format!(
+            "{idle} of the pictures in {} are no picture's mask",
+            truth.join(&kind).display()
+        ));
     }
     Ok(samples)
 }

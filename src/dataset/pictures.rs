@@ -53,6 +53,11 @@ impl Pictures {
         self.paths.is_empty()
     }
 
+    /// Width and height of every picture.
+    pub fn size(&self) -> (usize, usize) {
+        (self.width, self.height)
+    }
+
     pub fn path(&self, i: usize) -> &Path {
         &self.paths[i]
     }

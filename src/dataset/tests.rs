@@ -81,6 +81,17 @@ fn mvtec_comes_sorted_with_kinds_and_masks() {
 }
 
 #[test]
+fn what_belongs_to_nothing_is_said() {
+    let root = folder_with(&MVTEC_TREE);
+    add(root.path(), &["ground_truth/scratch/c.png", "test/empty/notes.txt"]);
+    let oddities = only(root.path()).oddities;
+    assert_eq!(oddities.len(), 2, "{oddities:?}");
+    assert!(oddities[0].ends_with("test/empty has no picture"), "{oddities:?}");
+    assert!(oddities[1].starts_with("1 of the pictures in"), "{oddities:?}");
+    assert!(oddities[1].ends_with("ground_truth/scratch are no picture's mask"), "{oddities:?}");
+}
+
+#[test]
 fn without_ground_truth_nothing_has_a_mask() {
     let root = folder_with(&["test/dent/7.png"]);
     let categories = find_for(root.path(), Purpose::Testing).unwrap();

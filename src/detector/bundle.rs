@@ -19,7 +19,7 @@ mod seal;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -39,6 +39,7 @@ use super::{AnomalyMap, Detection, Detector};
 use crate::frame::Image;
 use crate::nn::engine::Engine;
 use crate::nn::weights::hex;
+use crate::unfinished::Unfinished;
 
 /// The version of the folder's format that this program reads and writes.
 pub const VERSION: u32 = 1;
@@ -96,6 +97,11 @@ pub fn read_card(folder: &Path) -> Result<Card> {
     Ok(card)
 }
 
+/// Whether a folder is meant as a bundle.
+pub fn is_at(folder: &Path) -> bool {
+    folder.join(CARD).is_file()
+}
+
 /// Refuses a place where [`write()`] would refuse to put a bundle; to be asked before the work.
 pub fn check_place(folder: &Path, replace: bool) -> Result<()> {
     ensure!(
@@ -112,7 +118,7 @@ pub fn check_place(folder: &Path, replace: bool) -> Result<()> {
         folder.display()
     );
     ensure!(
-        folder.join(CARD).is_file(),
+        is_at(folder),
         "{} is not a bundle (it has no {CARD}) and is not replaced, even with --force",
         folder.display()
     );
@@ -145,8 +151,10 @@ pub fn write(
     contents.insert(CARD.to_owned(), text.into_bytes());
 
     let unfinished = Unfinished::beside(folder)?;
+    let inner = unfinished.path().join("golden");
+    fs::create_dir(&inner).with_context(|| format!("making {}", inner.display()))?;
     for (name, bytes) in &contents {
-        let path = unfinished.path.join(name);
+        let path = unfinished.path().join(name);
         write_through(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
     }
     unfinished.take_the_place_of(folder)
@@ -259,52 +267,4 @@ fn write_through(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = fs::File::create(path)?;
     file.write_all(bytes)?;
     Ok(file.sync_all()?)
-}
-
-/// A bundle being written; what is left of it goes away with this.
-struct Unfinished {
-    path: PathBuf,
-}
-
-impl Unfinished {
-    fn beside(folder: &Path) -> Result<Unfinished> {
-        let path = hidden(folder, "part");
-        let parent = path.parent().expect("a name was put on a folder");
-        fs::create_dir_all(path.join("golden")).with_context(|| {
-            format!("making a folder in {} (may this user write there?)", parent.display())
-        })?;
-        Ok(Unfinished { path })
-    }
-
-    fn take_the_place_of(self, folder: &Path) -> Result<()> {
-        let old = hidden(folder, "old");
-        let replaced = folder.symlink_metadata().is_ok();
-        if replaced {
-            fs::rename(folder, &old).with_context(|| format!("replacing {}", folder.display()))?;
-        }
-        if let Err(error) = fs::rename(&self.path, folder) {
-            if replaced {
-                // the line must find the model it had
-                let _ = fs::rename(&old, folder);
-            }
-            return Err(error).with_context(|| format!("naming the bundle {}", folder.display()));
-        }
-        if replaced {
-            fs::remove_dir_all(&old).with_context(|| format!("removing {}", old.display()))?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // after the rename there is nothing here; a failure to tidy up must not hide the cause
-        let _ = fs::remove_dir_all(&self.path);
-    }
-}
-
-/// `.<name>.<process>.<what>` in the same folder, so that a rename stays on one file system.
-fn hidden(folder: &Path, what: &str) -> PathBuf {
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    folder.with_file_name(format!(".{name}.{}.{what}", std::process::id()))
 }

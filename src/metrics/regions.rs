@@ -1,21 +1,31 @@
-//! Pixel metrics over a whole data set: AUROC and AP of pixels, AUPRO (per-region overlap, MVTec
-//! AD, Bergmann et al. 2021) and IAP (instance average precision, DeSTSeg, Zhang et al. 2023).
+//! Pixel metrics over a whole data set, exactly: AUROC and AP of pixels, AUPRO (per-region overlap,
+//! MVTec AD, Bergmann et al. 2021) and IAP (instance average precision, DeSTSeg, Zhang et al. 2023).
 //!
 //! A region (instance) is an 8-connected component of one picture's truth mask.
 
 use anyhow::{Result, bail};
 
-use super::Ranking;
 use super::components;
 use super::sort::{key, sort_by_key};
+use super::steps::{Gain, Step, Totals};
+use super::{Curve, Ranking, at_or_above};
 
 /// Gathers the pixels of all pictures: 4 bytes for a normal pixel, 8 for an anomalous one.
 #[derive(Clone, Debug, Default)]
 pub struct Pixels {
-    normal: Vec<u32>,
-    anomalous: Vec<RegionPixel>,
+    pub(super) normal: Vec<u32>,
+    pub(super) anomalous: Vec<RegionPixel>,
     /// Pixels of each region.
-    sizes: Vec<u32>,
+    pub(super) sizes: Vec<u32>,
+    /// Where each picture's share of the three lists above ends.
+    pub(super) pictures: Vec<PictureEnd>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PictureEnd {
+    pub normal: usize,
+    pub anomalous: usize,
+    pub regions: usize,
 }
 
 /// All pixels of a data set, ranked.
@@ -28,21 +38,41 @@ pub struct PixelRanking {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct RegionPixel {
-    key: u32,
-    region: u32,
+pub(super) struct RegionPixel {
+    pub key: u32,
+    pub region: u32,
+}
+
+/// Refuses what has no rank or does not fit its mask.
+pub(super) fn check(scores: &[f32], mask: &[bool]) -> Result<()> {
+    if scores.len() != mask.len() {
+        bail!("a map of {} pixels does not fit a mask of {}", scores.len(), mask.len());
+    }
+    if let Some(at) = scores.iter().position(|score| score.is_nan()) {
+        bail!("the map's value at pixel {at} is not a number");
+    }
+    Ok(())
 }
 
 impl Pixels {
     /// Adds one picture: its anomaly `scores` and its truth `mask`, both rows of `width` pixels.
     /// A score that is not a number is an error.
     pub fn add(&mut self, scores: &[f32], mask: &[bool], width: usize) -> Result<()> {
-        if scores.len() != mask.len() {
-            bail!("a map of {} pixels does not fit a mask of {}", scores.len(), mask.len());
+        check(scores, mask)?;
+        if mask.contains(&true) {
+            self.add_anomalous(scores, mask, width)?;
+        } else {
+            self.normal.extend(scores.iter().map(|&score| key(score)));
         }
-        if let Some(at) = scores.iter().position(|score| score.is_nan()) {
-            bail!("the map's value at pixel {at} is not a number");
-        }
+        self.pictures.push(PictureEnd {
+            normal: self.normal.len(),
+            anomalous: self.anomalous.len(),
+            regions: self.sizes.len(),
+        });
+        Ok(())
+    }
+
+    fn add_anomalous(&mut self, scores: &[f32], mask: &[bool], width: usize) -> Result<()> {
         let (labels, regions) = components::label(mask, width);
         let first = u32::try_from(self.sizes.len())?;
         self.sizes.resize(self.sizes.len() + regions as usize, 0);
@@ -56,6 +86,11 @@ impl Pixels {
             }
         }
         Ok(())
+    }
+
+    /// Bytes that these pixels take at the peak, while they are ranked.
+    pub(super) fn peak_bytes(&self) -> u64 {
+        8 * self.normal.len() as u64 + 20 * self.anomalous.len() as u64
     }
 
     pub fn rank(mut self) -> PixelRanking {
@@ -74,6 +109,11 @@ impl PixelRanking {
         self.sizes.len()
     }
 
+    /// How many pixels there are.
+    pub fn pixels(&self) -> usize {
+        self.ranking.positives() + self.ranking.negatives()
+    }
+
     /// See [`Ranking::auroc`].
     pub fn auroc(&self) -> Option<f64> {
         self.ranking.auroc()
@@ -84,6 +124,16 @@ impl PixelRanking {
         self.ranking.average_precision()
     }
 
+    /// See [`Ranking::roc`].
+    pub fn roc(&self, points: usize) -> Option<Curve> {
+        self.ranking.roc(points)
+    }
+
+    /// See [`Ranking::precision_recall`].
+    pub fn precision_recall(&self, points: usize) -> Option<Curve> {
+        self.ranking.precision_recall(points)
+    }
+
     /// The area under per-region overlap against false positive rate, from 0 to `limit`, divided
     /// by `limit`: 1 is perfect, a constant map gives `limit / 2`. `None` without regions or
     /// without normal pixels.
@@ -91,54 +141,25 @@ impl PixelRanking {
     /// Overlap is the mean over regions of the share of each at or above the threshold; the curve
     /// has a point for each distinct score and starts at (0, 0).
     pub fn aupro(&self, limit: f64) -> Option<f64> {
-        assert!(limit > 0.0 && limit <= 1.0, "a rate limit is in 0..=1");
-        if self.sizes.is_empty() || self.ranking.negatives.is_empty() {
-            return None;
-        }
-        let shares: Vec<f64> = self
-            .sizes
-            .iter()
-            .map(|&size| 1.0 / (f64::from(size) * self.sizes.len() as f64))
-            .collect();
-        let normal = self.ranking.negatives.len() as f64;
-        let (mut false_positives, mut rate, mut overlap, mut area) = (0_u64, 0.0, 0.0, 0.0);
-        let mut pixels = self.anomalous.iter().rev();
-        for step in self.ranking.steps() {
-            false_positives += step.negatives;
-            let next_rate = false_positives as f64 / normal;
-            let gained: f64 = (0..step.positives)
-                .map(|_| pixels.next().expect("steps count these pixels"))
-                .map(|pixel| shares[pixel.region as usize])
-                .sum();
-            // Rounding must not lift the curve over its end.
-            let next_overlap = f64::min(overlap + gained, 1.0);
-            if next_rate >= limit {
-                let part = (limit - rate) / (next_rate - rate);
-                let at_limit = overlap + part * (next_overlap - overlap);
-                area += (limit - rate) * (overlap + at_limit) / 2.0;
-                break;
-            }
-            area += (next_rate - rate) * (overlap + next_overlap) / 2.0;
-            (rate, overlap) = (next_rate, next_overlap);
-        }
-        Some(area / limit)
+        self.totals().aupro(limit, self.steps())
+    }
+
+    /// The curve that [`PixelRanking::aupro`] is the area under, up to `limit`, thinned to at most
+    /// `points`.
+    pub fn pro_curve(&self, limit: f64, points: usize) -> Option<Curve> {
+        self.totals().pro_curve(limit, points, self.steps())
     }
 
     /// Instance average precision: the mean over instances of the best pixel precision at which
     /// this share of instances is found, an instance being found when more than half of its
     /// pixels are. `None` without instances.
     pub fn iap(&self) -> Option<f64> {
-        let precisions = self.instance_precisions();
-        (!precisions.is_empty()).then(|| precisions.iter().sum::<f64>() / precisions.len() as f64)
+        mean(&self.instance_precisions())
     }
 
     /// The best pixel precision at which at least `percent` % of the instances are found.
     pub fn iap_at(&self, percent: u32) -> Option<f64> {
-        assert!(percent <= 100, "a share of instances is at most 100 %");
-        let precisions = self.instance_precisions();
-        // Missing the i lowest instances leaves a recall of 1 − i/m ≥ percent/100.
-        let missed = precisions.len() * (100 - percent as usize) / 100;
-        precisions.get(missed.min(precisions.len().saturating_sub(1))).copied()
+        precision_at(&self.instance_precisions(), percent)
     }
 
     /// The mean share of each region that scores strictly above `threshold`. `None` without
@@ -152,6 +173,21 @@ impl PixelRanking {
         let shares =
             found.iter().zip(&self.sizes).map(|(&n, &size)| f64::from(n) / f64::from(size));
         (!self.sizes.is_empty()).then(|| shares.sum::<f64>() / self.sizes.len() as f64)
+    }
+
+    fn totals(&self) -> Totals {
+        Totals { regions: self.sizes.len() as u64, ..self.ranking.totals() }
+    }
+
+    /// Distinct scores, descending, with what the regions gain at each.
+    fn steps(&self) -> impl Iterator<Item = Step> {
+        let mut gains: Vec<Gain> = self.sizes.iter().map(|&size| Gain::new(size)).collect();
+        let mut pixels = self.anomalous.iter().rev();
+        self.ranking.steps().map(move |step| {
+            let found = pixels.by_ref().take(step.positives as usize);
+            let overlap = found.map(|pixel| gains[pixel.region as usize].find(1)).sum();
+            Step { overlap, ..step }
+        })
     }
 
     /// For each instance, lowest score first, the best precision at this or a higher recall.
@@ -185,8 +221,17 @@ impl PixelRanking {
     }
 }
 
-fn at_or_above(ascending: &[u32], key: u32) -> usize {
-    ascending.len() - ascending.partition_point(|&other| other < key)
+/// IAP of the instances' precisions.
+pub(super) fn mean(precisions: &[f64]) -> Option<f64> {
+    (!precisions.is_empty()).then(|| precisions.iter().sum::<f64>() / precisions.len() as f64)
+}
+
+/// IAP@percent of the instances' precisions, lowest score first.
+pub(super) fn precision_at(precisions: &[f64], percent: u32) -> Option<f64> {
+    assert!(percent <= 100, "a share of instances is at most 100 %");
+    // Missing the i lowest instances leaves a recall of 1 − i/m ≥ percent/100.
+    let missed = precisions.len() * (100 - percent as usize) / 100;
+    precisions.get(missed.min(precisions.len().saturating_sub(1))).copied()
 }
 
 #[cfg(test)]
@@ -242,6 +287,15 @@ mod tests {
         assert_eq!(ranking.regions(), 10);
         assert_eq!(ranking.iap_at(90), Some(1.0));
         assert_eq!(ranking.iap_at(100), Some(0.5));
+    }
+
+    #[test]
+    fn the_pro_curve_is_cut_at_the_limit() {
+        // Four normal pixels; the region's lie above the first and between the second and third.
+        let ranking = one_map(&[0.9, 0.5, 0.8, 0.6, 0.4, 0.1], &[1, 1, 0, 0, 0, 0], 6);
+        let curve = ranking.pro_curve(0.6, 100).unwrap();
+        let want = [(0.0, 0.0), (0.0, 0.5), (0.25, 0.5), (0.5, 0.5), (0.5, 1.0), (0.6, 1.0)];
+        assert_eq!((curve.points, curve.max_error), (want.to_vec(), 0.0));
     }
 
     #[test]
@@ -338,6 +392,42 @@ mod tests {
             let mut pixels = Pixels::default();
             pixels.add(&scores, &mask, 6).unwrap();
             prop_assert!((pixels.rank().aupro(limit).unwrap() - area / limit).abs() < 1e-12);
+        }
+
+        /// Against the definition: each instance's threshold and each precision counted afresh.
+        #[test]
+        fn iap_follows_its_definition(
+            cells in prop::collection::vec((0_u8..6, prop::bool::weighted(0.3)), 36),
+            percent in 0_u32..=100,
+        ) {
+            let scores: Vec<f32> = cells.iter().map(|c| f32::from(c.0)).collect();
+            let mask: Vec<bool> = cells.iter().map(|c| c.1).collect();
+            let (labels, regions) = components::label(&mask, 6);
+            prop_assume!(regions > 0);
+            let found_at = |region: u32, threshold: u8| {
+                let of_region = (0..36).filter(|&i| labels[i] == region);
+                let found = of_region.clone().filter(|&i| cells[i].0 >= threshold).count();
+                2 * found > of_region.count()
+            };
+            // The best precision of a threshold at which so many instances are found.
+            let best = |least: u32| {
+                (0_u8..6)
+                    .filter(|&t| (1..=regions).filter(|&r| found_at(r, t)).count() >= least as usize)
+                    // only where an instance is just found
+                    .filter(|&t| (1..=regions).any(|r| found_at(r, t) && !found_at(r, t + 1)))
+                    .map(|t| {
+                        let all = cells.iter().filter(|c| c.0 >= t);
+                        all.clone().filter(|c| c.1).count() as f64 / all.count() as f64
+                    })
+                    .fold(0.0, f64::max)
+            };
+            let iap = (1..=regions).map(best).sum::<f64>() / f64::from(regions);
+            let least = (1..=regions).find(|n| 100 * n >= percent * regions).unwrap();
+            let mut pixels = Pixels::default();
+            pixels.add(&scores, &mask, 6).unwrap();
+            let ranking = pixels.rank();
+            prop_assert!((ranking.iap().unwrap() - iap).abs() < 1e-12);
+            prop_assert_eq!(ranking.iap_at(percent), Some(best(least)));
         }
     }
 }

@@ -18,16 +18,11 @@ use crate::dataset::mask::Mask;
 /// Pillow). A pixel whose source lies outside is `fill`, one at the rim is not blended with it, and
 /// fractions of levels are cut off.
 pub fn rotate(picture: &RgbImage, degrees: f64, fill: [u8; 3]) -> RgbImage {
-    let degrees = degrees.rem_euclid(360.0);
     let (width, height) = picture.dimensions();
-    let square = width == height;
-    // The crate turns clockwise.
-    match degrees {
-        0.0 => return picture.clone(),
-        180.0 => return imageops::rotate180(picture),
-        90.0 if square => return imageops::rotate270(picture),
-        270.0 if square => return imageops::rotate90(picture),
-        _ => {}
+    if let Some(turned) = quarter_turned(picture, degrees)
+        && turned.dimensions() == (width, height)
+    {
+        return turned;
     }
     let to_source = pillows_rotation(degrees, (width, height), (width, height));
     RgbImage::from_fn(width, height, |x, y| {
@@ -46,6 +41,10 @@ pub fn rotate(picture: &RgbImage, degrees: f64, fill: [u8; 3]) -> RgbImage {
 /// Colours at the rim are the picture's own, not mixed with what is outside: the cover says how
 /// strongly to paste them.
 pub fn rotate_expanded(picture: &RgbImage, degrees: f64) -> (RgbImage, Vec<f32>) {
+    if let Some(turned) = quarter_turned(picture, degrees) {
+        let cover = vec![1.0; turned.pixels().len()];
+        return (turned, cover);
+    }
     let (width, height) = picture.dimensions();
     let canvas = expanded(degrees, (width, height));
     let to_source = pillows_rotation(degrees, (width, height), canvas);
@@ -147,8 +146,8 @@ impl Affine {
         let (width, height) = (mask.width, mask.height);
         let mut warped = Mask::empty(width, height);
         self.each_source(width, height, |at, u, v| {
-            let (x, y) = ((u + 0.5).floor(), (v + 0.5).floor());
-            if x >= 0.0 && y >= 0.0 && x < width as f64 && y < height as f64 {
+            let (x, y) = (below(u + 0.5), below(v + 0.5));
+            if x >= 0 && y >= 0 && x < width as i64 && y < height as i64 {
                 warped.inside[at] = mask.inside[y as usize * width + x as usize];
             }
         });
@@ -167,9 +166,9 @@ impl Affine {
         assert!(plane.len().is_multiple_of(width), "{} numbers in rows of {width}", plane.len());
         let height = plane.len() / width;
         self.each_source(width, height, |at, u, v| {
-            let sum: f64 = corners(u, v, width, height)
-                .map(|(place, weight)| weight * f64::from(plane[place]))
-                .sum();
+            let corners = corners(u, v, width, height);
+            let sum: f64 =
+                corners.iter().map(|&(place, weight)| weight * f64::from(plane[place])).sum();
             warped[at] = sum as f32;
         });
         warped
@@ -185,6 +184,18 @@ impl Affine {
                 each(y * width + x, u, v);
             }
         }
+    }
+}
+
+/// The picture turned counter-clockwise, without interpolation, where `degrees` is a multiple of 90.
+fn quarter_turned(picture: &RgbImage, degrees: f64) -> Option<RgbImage> {
+    // The crate turns clockwise.
+    match degrees.rem_euclid(360.0) {
+        0.0 => Some(picture.clone()),
+        90.0 => Some(imageops::rotate270(picture)),
+        180.0 => Some(imageops::rotate180(picture)),
+        270.0 => Some(imageops::rotate90(picture)),
+        _ => None,
     }
 }
 
@@ -218,7 +229,7 @@ fn expanded(degrees: f64, from: (u32, u32)) -> (u32, u32) {
 
 /// The levels at a point, what lies outside as at the nearest rim.
 fn inside_bilinear(picture: &RgbImage, u: f64, v: f64) -> [f64; 3] {
-    let (x, y) = (u.floor(), v.floor());
+    let (x, y) = (below(u) as f64, below(v) as f64);
     let (dx, dy) = (u - x, v - y);
     let columns = [x, x + 1.0].map(|x| x.clamp(0.0, f64::from(picture.width() - 1)) as u32);
     let rows = [y, y + 1.0].map(|y| y.clamp(0.0, f64::from(picture.height() - 1)) as u32);
@@ -231,22 +242,177 @@ fn inside_bilinear(picture: &RgbImage, u: f64, v: f64) -> [f64; 3] {
     })
 }
 
-/// The up to four places around a point that are in the picture, and their weights.
-fn corners(u: f64, v: f64, width: usize, height: usize) -> impl Iterator<Item = (usize, f64)> {
-    let (x, y) = (u.floor(), v.floor());
-    let (dx, dy) = (u - x, v - y);
-    let around = [
-        (x, y, (1.0 - dx) * (1.0 - dy)),
-        (x + 1.0, y, dx * (1.0 - dy)),
-        (x, y + 1.0, (1.0 - dx) * dy),
-        (x + 1.0, y + 1.0, dx * dy),
-    ];
-    around.into_iter().filter_map(move |(x, y, weight)| {
-        let inside = x >= 0.0 && y >= 0.0 && x < width as f64 && y < height as f64;
-        inside.then(|| (y as usize * width + x as usize, weight))
+/// The four places around a point and their weights; one that is not in the picture weighs nothing.
+fn corners(u: f64, v: f64, width: usize, height: usize) -> [(usize, f64); 4] {
+    let (x, y) = (below(u), below(v));
+    let (dx, dy) = (u - x as f64, v - y as f64);
+    let weights = [(1.0 - dx) * (1.0 - dy), dx * (1.0 - dy), (1.0 - dx) * dy, dx * dy];
+    let (right, bottom) = (width as i64 - 1, height as i64 - 1);
+    if x >= 0 && y >= 0 && x < right && y < bottom {
+        let first = y as usize * width + x as usize;
+        let places = [first, first + 1, first + width, first + width + 1];
+        return std::array::from_fn(|i| (places[i], weights[i]));
+    }
+    let around = [(x, y), (x.saturating_add(1), y), (x, y.saturating_add(1))];
+    let around = [around[0], around[1], around[2], (around[1].0, around[2].1)];
+    std::array::from_fn(|i| {
+        let (x, y) = around[i];
+        let inside = (0..=right).contains(&x) && (0..=bottom).contains(&y);
+        if inside { (y as usize * width + x as usize, weights[i]) } else { (0, 0.0) }
     })
+}
+
+/// The whole number at or below: `floor` is a call of the mathematics library where the compiler may
+/// not count on SSE4.1.
+fn below(value: f64) -> i64 {
+    let cut = value as i64;
+    cut - i64::from(value < cut as f64)
 }
 
 fn round(level: f64) -> u8 {
     (level + 0.5) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::shared::shared;
+
+    fn picture(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| {
+            Rgb([1, 2, 3]
+                .map(|c: u32| ((x * 131 + y * 7 + c).wrapping_mul(2_654_435_761) >> 21) as u8))
+        })
+    }
+
+    fn mask(width: usize, height: usize) -> Mask {
+        let inside = (0..width * height).map(|k| (k * 7 + k / width).is_multiple_of(3)).collect();
+        Mask { width, height, inside }
+    }
+
+    fn middle(width: u32, height: u32) -> (f64, f64) {
+        ((f64::from(width) - 1.0) / 2.0, (f64::from(height) - 1.0) / 2.0)
+    }
+
+    #[test]
+    fn rotate_is_pillows_to_the_bit() {
+        let Some(path) = shared("spec/vectors/pil_rotate.json") else { return };
+        let vector: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let pixels =
+            |value: &Value| -> Vec<u8> { serde_json::from_value(value["data"].clone()).unwrap() };
+        let input = RgbImage::from_raw(16, 16, pixels(&vector["input"])).unwrap();
+        let cases = vector["expected"].as_object().unwrap();
+        assert_eq!(cases.len(), 7);
+        for (degrees, expected) in cases {
+            let got = rotate(&input, degrees.parse().unwrap(), [114; 3]);
+            assert!(got.into_raw() == pixels(expected), "{degrees}°");
+        }
+    }
+
+    #[test]
+    fn a_canvas_is_as_large_as_pillows() {
+        /* Image.new("L", (w, h)).rotate(a, expand=True).size */
+        for (width, height, degrees, want) in [
+            (12, 5, 0.0, (12, 5)),
+            (12, 5, 90.0, (5, 12)),
+            (12, 5, 45.0, (14, 13)),
+            (12, 5, -30.0, (14, 11)),
+            (9, 20, 17.5, (15, 22)),
+            (1, 1, 10.0, (3, 3)),
+        ] {
+            let (turned, cover) = rotate_expanded(&picture(width, height), degrees);
+            assert_eq!(turned.dimensions(), want, "{width}×{height} {degrees}°");
+            assert_eq!(cover.len(), (want.0 * want.1) as usize);
+            let area: f32 = cover.iter().sum();
+            // The rim fades over a pixel, in the middle of which the picture ends.
+            let (inner, outer) = ((width - 1) * (height - 1), (width + 1) * (height + 1));
+            assert!((inner as f32..=outer as f32).contains(&area), "{area}");
+        }
+    }
+
+    #[test]
+    fn a_canvas_for_no_turn_is_the_picture_and_fully_covered() {
+        let (turned, cover) = rotate_expanded(&picture(7, 4), 0.0);
+        assert_eq!(turned, picture(7, 4));
+        assert!(cover.iter().all(|&part| part == 1.0));
+    }
+
+    #[test]
+    fn a_turned_patch_keeps_its_colour_to_the_rim() {
+        let patch = RgbImage::from_pixel(20, 9, Rgb([200, 10, 90]));
+        let (turned, cover) = rotate_expanded(&patch, 33.0);
+        for (pixel, part) in turned.pixels().zip(cover) {
+            assert!((0.0..=1.0).contains(&part));
+            assert_eq!(pixel.0, [200, 10, 90]);
+        }
+    }
+
+    #[test]
+    fn identity_changes_nothing() {
+        for (width, height) in [(1, 1), (8, 8), (31, 5)] {
+            let (rgb, truth) = (picture(width, height), mask(width as usize, height as usize));
+            let plane: Vec<f32> = (0..width * height).map(|k| (k as f32).sin()).collect();
+            assert_eq!(Affine::IDENTITY.warp_rgb(&rgb), rgb);
+            assert_eq!(Affine::IDENTITY.warp_mask(&truth), truth);
+            assert_eq!(Affine::IDENTITY.warp_plane(&plane, width as usize), plane);
+        }
+    }
+
+    #[test]
+    fn a_quarter_turn_is_clockwise_for_pictures_masks_and_planes() {
+        let turn = Affine::rotation(90.0).about(middle(9, 9));
+        assert_eq!(turn.warp_rgb(&picture(9, 9)), imageops::rotate90(&picture(9, 9)));
+        let truth = mask(9, 9);
+        let turned: Vec<bool> = (0..81).map(|k| truth.inside[(8 - k % 9) * 9 + k / 9]).collect();
+        assert_eq!(turn.warp_mask(&truth).inside, turned);
+        let plane: Vec<f32> = truth.inside.iter().map(|&inside| f32::from(inside)).collect();
+        for (value, inside) in turn.warp_plane(&plane, 9).into_iter().zip(turned) {
+            assert!((value - f32::from(inside)).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn half_a_pixel_is_the_mean_of_two_and_outside_is_nothing() {
+        let shift = Affine::translation(0.5, 0.0);
+        assert_eq!(
+            shift.warp_plane(&[2.0, 4.0, 8.0, 1.0, 0.0, 6.0], 3),
+            [1.0, 3.0, 6.0, 0.5, 0.5, 3.0]
+        );
+        let rgb = RgbImage::from_raw(2, 1, vec![10, 20, 30, 20, 30, 250]).unwrap();
+        assert_eq!(shift.warp_rgb(&rgb).into_raw(), [5, 10, 15, 15, 25, 140]);
+        let far = Affine::translation(0.0, -40.0);
+        assert!(far.warp_rgb(&picture(6, 6)).iter().all(|&level| level == 0));
+        assert_eq!(far.warp_mask(&mask(6, 6)), Mask::empty(6, 6));
+    }
+
+    #[test]
+    fn maps_follow_one_another_and_lead_back() {
+        let map = Affine::rotation(40.0)
+            .then(&Affine::shear(15.0, -10.0))
+            .about((3.0, 9.0))
+            .then(&Affine::translation(-2.0, 0.5));
+        let steps = |(x, y): (f64, f64)| {
+            let (x, y) = Affine::rotation(40.0).apply((x - 3.0, y - 9.0));
+            let (x, y) = Affine::shear(15.0, -10.0).apply((x, y));
+            (x + 3.0 - 2.0, y + 9.0 + 0.5)
+        };
+        let back = map.inverse().unwrap();
+        for point in [(0.0, 0.0), (3.0, 9.0), (-7.5, 100.0)] {
+            let (there, want) = (map.apply(point), steps(point));
+            assert!((there.0 - want.0).hypot(there.1 - want.1) < 1e-9);
+            let home = back.apply(there);
+            assert!((home.0 - point.0).hypot(home.1 - point.1) < 1e-9);
+        }
+        assert_eq!(map.apply((3.0, 9.0)), (1.0, 9.5));
+    }
+
+    #[test]
+    fn a_map_that_flattens_shows_nothing() {
+        let flat = Affine { rows: [[1.0, 0.0, 0.0], [0.0, 0.0, 2.0]] };
+        assert_eq!(flat.inverse(), None);
+        assert_eq!(flat.warp_mask(&mask(5, 5)), Mask::empty(5, 5));
+        assert!(flat.warp_rgb(&picture(5, 5)).iter().all(|&level| level == 0));
+    }
 }

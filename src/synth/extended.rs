@@ -182,3 +182,170 @@ impl Bounds {
         Some(Bounds { left, right, top, bottom })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use image::{Rgb, Rgb32FImage};
+    use rayon::prelude::*;
+
+    use super::*;
+
+    const SIDE: usize = 64;
+
+    fn key(index: u64) -> SampleKey {
+        SampleKey { seed: 7, epoch: 1, index }
+    }
+
+    fn mask(inside: impl Fn(i32, i32) -> bool) -> Mask {
+        let places = (0..(SIDE * SIDE) as i32).map(|at| inside(at % SIDE as i32, at / SIDE as i32));
+        Mask { width: SIDE, height: SIDE, inside: places.collect() }
+    }
+
+    fn picture(red: u8) -> RgbImage {
+        RgbImage::from_fn(64, 64, |x, y| Rgb([red, 2 * x as u8, 3 * y as u8]))
+    }
+
+    /// A black scratch near a corner.
+    fn seen() -> (RgbImage, Mask) {
+        let mask = mask(|x, y| (4..24).contains(&x) && (6..10).contains(&y));
+        let mut picture = picture(200);
+        for (pixel, _) in picture.pixels_mut().zip(&mask.inside).filter(|(_, inside)| **inside) {
+            *pixel = Rgb([0; 3]);
+        }
+        (picture, mask)
+    }
+
+    fn disc() -> Mask {
+        mask(|x, y| (x - 40).pow(2) + (y - 30).pow(2) < 300)
+    }
+
+    #[test]
+    fn anomalies_come_on_the_part_and_change_nothing_else() {
+        let ((seen, scratch), normal) = (seen(), picture(100));
+        let before: Rgb32FImage = normal.convert();
+        for index in 0..60 {
+            let config = Config::default();
+            let made = make(&normal, &disc(), (&seen, &scratch), &config, key(index)).unwrap();
+            let pixels = made.mask.area();
+            // The scratch has 80 pixels, and a shear of 15° both ways leaves 1 ± 0.072 of an area.
+            assert!((LEAST..=92).contains(&pixels), "{pixels}");
+            assert!(made.mask.inside.iter().zip(&disc().inside).all(|(made, part)| !made || *part));
+            for ((before, after), inside) in
+                before.pixels().zip(made.image.pixels()).zip(&made.mask.inside)
+            {
+                assert!(*inside || before == after);
+                assert!(after.0.iter().all(|level| (0.0..=1.0).contains(level)), "{after:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_black_pixel_of_a_defect_is_a_defect() {
+        let config = Config { rotation_deg: 0.0, shear_deg: 0.0, ..Config::default() };
+        let ((_, scratch), black) = (seen(), RgbImage::new(64, 64));
+        let whole = foreground::whole(SIDE, SIDE);
+        let off = target_area::Config { on: false, ..Default::default() };
+        let config = Config { target_area: off, ..config };
+        for index in 0..20 {
+            let made = make(&picture(9), &whole, (&black, &scratch), &config, key(index)).unwrap();
+            assert!(made.mask.area() >= LEAST);
+        }
+    }
+
+    #[test]
+    fn the_middle_comes_into_the_target() {
+        let scratch = seen().1;
+        let (from, to) = (Bounds::of(&scratch).unwrap(), Bounds::of(&disc()).unwrap());
+        assert_eq!(from, Bounds { left: 4.0, right: 23.0, top: 6.0, bottom: 9.0 });
+        let mut rng = key(0).rng(Tag::Extended);
+        let (mut sum_x, mut sum_y) = (0.0, 0.0);
+        for _ in 0..400 {
+            let moved = draw_move(&from, &to, &Config::default(), &mut rng);
+            let (x, y) = moved.apply((13.5, 7.5));
+            assert!((to.left..=to.right).contains(&x) && (to.top..=to.bottom).contains(&y));
+            (sum_x, sum_y) = (sum_x + x, sum_y + y);
+        }
+        // Uniform over 34 pixels: the mean of 400 is within half a pixel, at one sigma.
+        assert!((sum_x / 400.0 - 40.0).abs() < 2.0 && (sum_y / 400.0 - 30.0).abs() < 2.0);
+        assert_eq!(Bounds::of(&Mask::empty(5, 4)), None);
+    }
+
+    #[test]
+    fn a_part_too_small_for_it_is_given_up() {
+        let (seen, scratch) = seen();
+        let speck = mask(|x, y| (x, y) == (32, 32));
+        let normal = picture(100);
+        let made = make(&normal, &speck, (&seen, &scratch), &Config::default(), key(1)).unwrap();
+        assert!(made.mask.area() >= LEAST, "the whole picture is the target area");
+        let made = make(&normal, &disc(), (&seen, &speck), &Config::default(), key(1)).unwrap();
+        assert!(made.mask.area() > 0, "an anomaly of one pixel stays one");
+    }
+
+    #[test]
+    fn the_seen_anomaly_itself_where_it_is_asked_for() {
+        let (seen, scratch) = seen();
+        let config = Config { identity_prob: 1.0, ..Config::default() };
+        let made = make(&picture(9), &disc(), (&seen, &scratch), &config, key(0)).unwrap();
+        assert!(made == Synthetic { image: seen.convert(), mask: scratch });
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        let ((seen, scratch), normal, part) = (seen(), picture(100), disc());
+        let one = |index| {
+            make(&normal, &part, (&seen, &scratch), &Config::default(), key(index)).unwrap()
+        };
+        let in_order: Vec<Synthetic> = (0..24).map(one).collect();
+        let at_once: Vec<Synthetic> = (0..24).into_par_iter().map(one).collect();
+        assert!(in_order == at_once);
+        assert!(in_order[0] != in_order[1]);
+    }
+
+    #[test]
+    fn draws_are_pinned() {
+        let ((seen, scratch), normal) = (seen(), picture(100));
+        let pinned: Vec<(usize, usize)> = (0..6)
+            .map(|index| {
+                let config = Config::default();
+                let made = make(&normal, &disc(), (&seen, &scratch), &config, key(index)).unwrap();
+                (made.mask.area(), made.mask.inside.iter().position(|&inside| inside).unwrap())
+            })
+            .collect();
+        let want = [(49, 2152), (35, 2208), (27, 1589), (77, 1903), (80, 1831), (50, 1306)];
+        assert_eq!(pinned, want);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let ((seen, scratch), normal) = (seen(), picture(100));
+        let whole = foreground::whole(SIDE, SIDE);
+        let make = |foreground: &Mask, seen: &RgbImage, mask: &Mask| {
+            make(&normal, foreground, (seen, mask), &Config::default(), key(0)).map(|_| ())
+        };
+        assert!(make(&whole, &seen, &scratch).is_ok());
+        for (result, words) in [
+            (make(&Mask::empty(32, 64), &seen, &scratch), "the foreground is 32×64"),
+            (make(&whole, &RgbImage::new(64, 32), &scratch), "the seen anomaly is 64×32"),
+            (make(&whole, &seen, &Mask::empty(32, 32)), "the seen anomaly's mask is 32×32"),
+            (make(&whole, &seen, &Mask::empty(SIDE, SIDE)), "no anomalous pixel"),
+        ] {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_config_that_cannot_be_meant_is_refused() {
+        let config: Config = toml::from_str("identity_prob = 0.1").unwrap();
+        assert!(config.check().is_ok());
+        assert!(toml::from_str::<Config>("identity = 0.1").is_err());
+        for (wrong, key) in [
+            (Config { rotation_deg: 181.0, ..config }, "rotation_deg"),
+            (Config { shear_deg: 45.0, ..config }, "shear_deg"),
+            (Config { identity_prob: -0.1, ..config }, "identity_prob"),
+        ] {
+            let error = wrong.check().unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+}

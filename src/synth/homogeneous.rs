@@ -57,3 +57,59 @@ fn permutation(rng: &mut impl Rng) -> [usize; CELLS] {
     }
     order
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::shared::shared;
+    use crate::synth::{SampleKey, Tag};
+
+    #[test]
+    fn agrees_with_the_vector() {
+        let Some(path) = shared("spec/vectors/grid_shuffle.json") else { return };
+        let vector: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let picture = |array: &Value| {
+            let levels = serde_json::from_value(array["data"].clone()).unwrap();
+            RgbImage::from_vec(16, 16, levels).unwrap()
+        };
+        let order: Vec<usize> = serde_json::from_value(vector["perm"]["data"].clone()).unwrap();
+        let shuffled =
+            shuffle_grid(&picture(&vector["input"]), &order.try_into().unwrap()).unwrap();
+        assert_eq!(shuffled, picture(&vector["output"]));
+    }
+
+    #[test]
+    fn every_cell_is_there_once() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        for _ in 0..20 {
+            let mut order = permutation(&mut rng);
+            assert_ne!(order, std::array::from_fn(|k| k));
+            order.sort_unstable();
+            assert_eq!(order, std::array::from_fn(|k| k));
+        }
+    }
+
+    #[test]
+    fn sides_are_multiples_of_eight() {
+        let order = std::array::from_fn(|k| k);
+        for (width, height) in [(8, 8), (64, 24)] {
+            let picture =
+                RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, 0]));
+            assert_eq!(shuffle_grid(&picture, &order).unwrap(), picture);
+        }
+        for (width, height) in [(20, 16), (16, 20)] {
+            let error = shuffle_grid(&RgbImage::new(width, height), &order).unwrap_err();
+            assert!(error.to_string().contains("multiples of 8"), "{error}");
+        }
+    }
+
+    #[test]
+    fn draws_are_pinned() {
+        let mut rng = SampleKey { seed: 7, epoch: 1, index: 2 }.rng(Tag::Source);
+        assert_eq!(permutation(&mut rng)[..8], [57, 23, 52, 32, 35, 41, 13, 51]);
+    }
+}

@@ -112,3 +112,104 @@ impl Place {
 fn mix(from: f32, to: f32, share: f32) -> f32 {
     from + share * (to - from)
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::shared::shared;
+    use crate::synth::{SampleKey, Tag};
+
+    #[test]
+    fn agrees_with_the_vector() {
+        let Some(path) = shared("spec/vectors/perlin.json") else { return };
+        let vector: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let tolerance = vector["tolerance"]["abs"].as_f64().unwrap() as f32;
+        let numbers =
+            |array: &Value| -> Vec<f32> { serde_json::from_value(array["data"].clone()).unwrap() };
+        let cases = vector["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 3);
+        for case in cases {
+            let [height, width]: [usize; 2] =
+                serde_json::from_value(case["shape"].clone()).unwrap();
+            let [rows, columns]: [usize; 2] = serde_json::from_value(case["res"].clone()).unwrap();
+            let lattice = Lattice { rows, columns, angles: numbers(&case["angles"]) };
+            let noise = noise(&lattice, width, height);
+            let want = numbers(&case["noise"]);
+            assert_eq!(noise.len(), want.len());
+            for (got, want) in noise.iter().zip(want) {
+                assert!((got - want).abs() <= tolerance, "{got}, not {want}");
+            }
+            let mask: Vec<bool> = numbers(&case["mask_gt_0.5"]).iter().map(|&m| m == 1.0).collect();
+            assert_eq!(above(&noise), mask);
+        }
+    }
+
+    /// The definition, pixel by pixel.
+    fn plain(lattice: &Lattice, x: usize, y: usize, width: usize, height: usize) -> f64 {
+        let u = (y * lattice.rows) as f64 / height as f64;
+        let v = (x * lattice.columns) as f64 / width as f64;
+        let fade = |z: f64| 6.0 * z.powi(5) - 15.0 * z.powi(4) + 10.0 * z.powi(3);
+        let (s, t) = (u - u.floor(), v - v.floor());
+        let mut sum = 0.0;
+        for (p, q) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let (i, j) = (u as usize + p, v as usize + q);
+            let angle = f64::from(lattice.angles[i * (lattice.columns + 1) + j]);
+            let (p, q) = (p as f64, q as f64);
+            let value = angle.cos() * (s - p) + angle.sin() * (t - q);
+            sum += value * (1.0 - (p - fade(s)).abs()) * (1.0 - (q - fade(t)).abs());
+        }
+        sum * 2_f64.sqrt()
+    }
+
+    #[test]
+    fn cells_need_not_end_between_pixels() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        for (width, height) in [(1, 1), (31, 33), (64, 7), (5, 100)] {
+            let lattice = Lattice::draw(&mut rng);
+            let noise = noise(&lattice, width, height);
+            assert_eq!(noise.len(), width * height);
+            for (at, &got) in noise.iter().enumerate() {
+                let want = plain(&lattice, at % width, at / width, width, height);
+                // Offsets of f32 below 1, four products of them.
+                assert!((f64::from(got) - want).abs() < 2e-6, "pixel {at}: {got}, not {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn draws_are_pinned() {
+        let mut rng = SampleKey { seed: 7, epoch: 1, index: 2 }.rng(Tag::Mask);
+        let lattice = Lattice::draw(&mut rng);
+        let degrees: f64 = rng.random_range(-90.0..=90.0);
+        let mask = mask(&mut SampleKey { seed: 7, epoch: 1, index: 2 }.rng(Tag::Mask), 64, 64);
+        let pinned = (lattice.rows, lattice.columns, lattice.angles[0], degrees, mask.area());
+        assert_eq!(pinned, (8, 2, 0.278_379_32, -47.770_573_427_862_12, 3));
+    }
+
+    #[test]
+    fn masks_are_seldom_empty_and_never_most_of_the_picture() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let masks: Vec<usize> = (0..200).map(|_| mask(&mut rng, 64, 48).area()).collect();
+        assert!(masks.iter().filter(|&&area| area == 0).count() <= 2, "{masks:?}");
+        assert!(masks.iter().all(|&area| area < 64 * 48 / 2), "{masks:?}");
+        let mean = masks.iter().sum::<usize>() as f64 / (200 * 64 * 48) as f64;
+        assert!((0.03..0.2).contains(&mean), "{mean}");
+    }
+
+    #[test]
+    fn an_empty_mask_is_drawn_anew_ten_times() {
+        // One pixel lies on a corner of the lattice, where the noise is 0.
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        assert_eq!(mask(&mut rng, 1, 1), Mask::empty(1, 1));
+        let mut same = ChaCha8Rng::seed_from_u64(1);
+        for _ in 0..11 {
+            Lattice::draw(&mut same);
+            same.random_range(-90.0..=90.0_f64);
+        }
+        assert_eq!(rng, same);
+    }
+}

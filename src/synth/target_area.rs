@@ -158,3 +158,122 @@ fn crossings(corners: &[(f64, f64)], dy: f64) -> Vec<[f64; 2]> {
     at.sort_by(f64::total_cmp);
     at.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::synth::foreground::whole;
+    use crate::synth::{SampleKey, Tag};
+
+    fn half(width: usize, height: usize) -> Mask {
+        let inside = (0..width * height).map(|at| at % width < width / 2).collect();
+        Mask { width, height, inside }
+    }
+
+    #[test]
+    fn it_is_on_the_foreground() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let foreground = half(60, 40);
+        let mut empty = 0;
+        for _ in 0..300 {
+            let area = draw(&foreground, &Config::default(), &mut rng);
+            assert_eq!((area.width, area.height, area.inside.len()), (60, 40, 2400));
+            assert!(area.inside.iter().zip(&foreground.inside).all(|(area, on)| !area || *on));
+            empty += usize::from(area.area() == 0);
+        }
+        assert!(empty <= 6, "{empty} of 300 are empty");
+    }
+
+    #[test]
+    fn off_it_is_everything_and_of_nothing_it_is_nothing() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let off = Config { on: false, ..Config::default() };
+        assert_eq!(draw(&half(6, 4), &off, &mut rng), whole(6, 4));
+        assert_eq!(rng, ChaCha8Rng::seed_from_u64(1), "nothing is drawn");
+        let nothing = Mask::empty(6, 4);
+        assert_eq!(draw(&nothing, &Config::default(), &mut rng), nothing);
+    }
+
+    #[test]
+    fn shapes_have_their_area() {
+        let turned = Shape::Rectangle { half: (20.0, 10.0), turn: 0.7 };
+        let straight = Shape::Rectangle { half: (20.25, 10.25), turn: 0.0 };
+        let triangle = Shape::Polygon { corners: vec![(30.2, 0.3), (-10.4, 20.1), (-10.4, -20.3)] };
+        for (shape, area, rim) in [
+            (Shape::Circle { radius: 25.0 }, PI * 625.0, 160.0),
+            (turned, 800.0, 120.0),
+            (straight, 41.0 * 21.0, 0.5),
+            (triangle, 40.6 * 40.4 / 2.0, 130.0),
+        ] {
+            let filled = shape.fill((50.0, 40.0), 100, 80).area() as f64;
+            // Of the pixels along the rim, as many are in as out, but for chance.
+            assert!(
+                (filled - area).abs() <= f64::sqrt(rim) + 0.5,
+                "{shape:?}: {filled}, not {area}"
+            );
+        }
+    }
+
+    #[test]
+    fn shapes_are_cut_at_the_picture() {
+        let circle = Shape::Circle { radius: 1000.0 };
+        assert_eq!(circle.fill((0.0, 0.0), 9, 5), whole(9, 5));
+        let point = Shape::Circle { radius: 0.4 };
+        assert_eq!(point.fill((8.0, 4.0), 9, 5).inside.iter().position(|&inside| inside), Some(44));
+        assert_eq!(point.fill((12.0, 4.0), 9, 5).area(), 0);
+        assert_eq!(point.fill((-3.0, 4.0), 9, 5).area(), 0);
+    }
+
+    /// Whether a point is in a polygon, by the winding of its corners about it.
+    fn winds_around(corners: &[(f64, f64)], (x, y): (f64, f64)) -> bool {
+        let angle = |&(u, v): &(f64, f64)| (v - y).atan2(u - x);
+        let mut turns = 0.0;
+        for (from, to) in corners.iter().zip(corners.iter().cycle().skip(1)) {
+            let step = angle(to) - angle(from);
+            turns += step - TAU * (step / TAU).round();
+        }
+        turns.abs() > PI
+    }
+
+    #[test]
+    fn a_polygon_is_what_its_sides_go_around() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        for _ in 0..20 {
+            let corners: Vec<(f64, f64)> = (0..6)
+                .map(|k| {
+                    let away = rng.random_range(5.0..15.0);
+                    let angle = f64::from(k) + rng.random_range(0.0..0.9);
+                    (away * angle.cos(), away * angle.sin())
+                })
+                .collect();
+            let filled = Shape::Polygon { corners: corners.clone() }.fill((16.0, 14.0), 32, 30);
+            for (at, &inside) in filled.inside.iter().enumerate() {
+                let point = ((at % 32) as f64 - 16.0, (at / 32) as f64 - 14.0);
+                assert_eq!(inside, winds_around(&corners, point), "{point:?} of {corners:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn draws_are_pinned() {
+        let areas: Vec<usize> = (0..6)
+            .map(|index| {
+                let mut rng = SampleKey { seed: 7, epoch: 1, index }.rng(Tag::TargetArea);
+                draw(&half(64, 48), &Config::default(), &mut rng).area()
+            })
+            .collect();
+        assert_eq!(areas, [384, 24, 77, 994, 536, 223]);
+    }
+
+    #[test]
+    fn a_config_that_cannot_be_meant_is_refused() {
+        assert!(Config::default().check().is_ok());
+        for area in [[0.0, 0.5], [0.5, 0.4], [0.1, 1.1], [f64::NAN, 0.5]] {
+            let error = Config { area, ..Config::default() }.check().unwrap_err();
+            assert!(error.to_string().contains("target_area.area"), "{error}");
+        }
+    }
+}

@@ -46,9 +46,10 @@ pub(super) fn cross_fit(
         let (others, own) = features.split_at(features.len() - own);
         let mut rng = config.rng(Draw::Fold(fold));
         let step = Step::Fold { fold: fold + 1, folds };
-        let bank = memory_bank(config, others, extractor.dims(), &mut rng, &mut |done, total| {
-            progress(step, done, total);
-        })?;
+        let bank =
+            memory_bank(config.bank, others, extractor.dims(), &mut rng, &mut |done, total| {
+                progress(step, done, total);
+            })?;
         let mut detector = PatchPrototypes::new(extractor, bank)?;
         for batch in own.chunks(BATCH * picture) {
             judged.extend(detector.detect_features(batch)?.iter().map(scores));

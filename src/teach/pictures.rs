@@ -42,7 +42,8 @@ impl Good {
         }
     }
 
-    pub(super) fn name(&self) -> &str {
+    /// File name, or what the picture is called.
+    pub fn name(&self) -> &str {
         match self {
             Good::File { name, .. } | Good::Picture { name, .. } => name,
         }

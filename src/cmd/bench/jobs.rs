@@ -1,4 +1,5 @@
-//! What `--net` can name besides a network: the search, the whole way of a picture, the line.
+//! What `--net` can name besides a network: the search, the whole way of a picture, the pixel figures
+//! of a test set, the line.
 
 use std::env;
 use std::path::PathBuf;
@@ -6,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use inspectd::bench::line::Traffic;
+use inspectd::bench::metrics::{MAPS, Maps};
 use inspectd::bench::nets::Net;
 use inspectd::bench::samples::{self, milliseconds};
 use inspectd::bench::search::{self, Search};
@@ -39,6 +41,9 @@ pub struct Options {
     /// For patch_prototypes: a folder of pictures to inspect; rendered parts where none is named
     #[arg(long)]
     pictures: Option<PathBuf>,
+    /// For metrics: safetensors with scores [M, P] and masks [M, P] of 0 and 1; square maps
+    #[arg(long)]
+    maps: Option<PathBuf>,
     /// For line: parts per second
     #[arg(long, default_value_t = 100.0)]
     rate_hz: f64,
@@ -48,16 +53,18 @@ pub struct Options {
 pub enum Job {
     Search,
     PatchPrototypes,
+    Metrics,
     Line,
 }
 
 impl Job {
-    const ALL: [Self; 3] = [Self::Search, Self::PatchPrototypes, Self::Line];
+    const ALL: [Self; 4] = [Self::Search, Self::PatchPrototypes, Self::Metrics, Self::Line];
 
     fn word(self) -> &'static str {
         match self {
             Self::Search => "search",
             Self::PatchPrototypes => "patch_prototypes",
+            Self::Metrics => "metrics",
             Self::Line => "line",
         }
     }
@@ -98,7 +105,33 @@ impl Bench<'_> {
         if jobs.contains(&Job::PatchPrototypes) {
             all.extend(self.patch_prototypes(team, peak).context("net patch_prototypes")?);
         }
+        if jobs.contains(&Job::Metrics) {
+            all.push(self.metrics(team.threads()).context("net metrics")?);
+        }
         Ok(all)
+    }
+
+    /// The threads are not the team's, which is for inference, but as many.
+    fn metrics(&self, threads: usize) -> Result<Figures> {
+        let maps = match &self.args.jobs.maps {
+            Some(path) => Maps::open(path)?,
+            None => Maps::random(MAPS, &mut ChaCha8Rng::seed_from_u64(0)),
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+        let samples = pool.install(|| self.repeat(|| maps.figures().map(drop)))?;
+        let figures = Figures {
+            precision: "none",
+            peak_gflops: None,
+            ..self.figures("metrics", (maps.len(), threads), &samples, 0.0)
+        };
+        let found = maps.figures()?;
+        let what =
+            format!("{} maps of {} pixels, {} regions", maps.len(), maps.pixels(), found.regions);
+        say(&figures, &what);
+        let [auroc, ap] = [found.auroc, found.average_precision]
+            .map(|figure| figure.map_or_else(|| "n/a".to_owned(), |figure| format!("{figure:.9}")));
+        println!("  pixel AUROC {auroc}, pixel AP {ap}");
+        Ok(figures)
     }
 
     fn search(&self, team: &Team, peak: f64) -> Result<Vec<Figures>> {

@@ -1,9 +1,12 @@
 //! Brightness, hue and saturation by way of colour spaces of 8 bits a channel, as OpenCV defines them
 //! ("Color conversions" of its documentation): what rounding to 8 bits loses is part of the operation.
 //!
-//! Y'CrCb and YUV are computed in whole numbers of 1/2^14, HSV from RGB in 1/2^12, rounded half up, to
-//! the bit as OpenCV's. The others are computed in f32 and rounded, halves to even. OpenCV computes Lab
-//! and Luv through tables of its own precision; ours are a level from its in rare pixels.
+//! Y'CrCb and YUV are computed in whole numbers of 1/2^14, HSV from RGB in 1/2^12, rounded half up; the
+//! others in f32, rounded half to even: the numbers of OpenCV's plain paths (5.0 was tried). Where its
+//! vector path differs from these it is by a level: HSV to RGB is cut off there, not rounded. Lab and
+//! Luv go through coarser tables there, a level off in a channel of theirs, which becomes a few levels
+//! of the weakest primary of strong colours, and more where lowered brightness leaves a colour that no
+//! light has.
 
 use std::sync::LazyLock;
 
