@@ -9,6 +9,7 @@ pub mod curve;
 pub mod destseg;
 pub mod feed;
 pub mod finish;
+pub mod health;
 pub mod loss;
 pub mod ntsnet;
 pub mod optimizer;

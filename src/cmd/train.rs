@@ -19,7 +19,7 @@ use inspectd::synth::source::Source;
 use inspectd::synth::{SampleKey, Tag};
 use inspectd::teach::Good;
 use inspectd::train::finish::{self, Goods, Origin, System};
-use inspectd::train::{self, Budget, Trainee, destseg, ntsnet};
+use inspectd::train::{self, Budget, Trainee, destseg, health, ntsnet};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
@@ -215,16 +215,32 @@ pub fn run(args: &Args) -> Result<()> {
         folder: folder.clone(),
     };
     let bar = bar(trainee.steps());
-    let ended = train::run(trainee.as_mut(), &budget, &Instant::now, &mut |done, all, losses| {
-        bar.set_position(done);
-        let losses: Vec<String> =
-            losses.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-        let losses = losses.join(", ");
-        if bar.is_hidden() && (done % TOLD_EVERY == 0 || done == all) {
-            println!("step {done} of {all}: {losses}");
-        }
-        bar.set_message(losses);
-    })?;
+    let mut warned = false;
+    let ended =
+        train::run(trainee.as_mut(), &budget, &Instant::now, &mut |done, all, losses_of| {
+            bar.set_position(done);
+            let losses: Vec<String> =
+                losses_of.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+            let losses = losses.join(", ");
+            if bar.is_hidden() && (done % TOLD_EVERY == 0 || done == all) {
+                println!("step {done} of {all}: {losses}");
+            }
+            let dead = losses_of
+                .iter()
+                .find(|(name, share)| health::DEAD.contains(name) && *share > health::MOST_DEAD);
+            if let (Some((name, share)), false) = (dead, warned) {
+                warned = true;
+                bar.suspend(|| {
+                println!(
+                    "WARNING: step {done}: {:.0} % of the teacher's channels say nothing any more \
+                     ({name}): EMAN drags it away, and a small loss means little; try eman = \
+                     \"running\" or \"off\" (docs/train.md)",
+                    share * 100.0
+                );
+            });
+            }
+            bar.set_message(losses);
+        })?;
     bar.finish_and_clear();
     println!(
         "{} of {} steps{}, {} of them now in {:.0} s; maps of {} MiB; losses: {}",

@@ -83,7 +83,10 @@ pub struct Made {
     pub precision: &'static str,
     /// Width and height, pixels.
     pub input: (usize, usize),
-    pub prototypes: usize,
+    /// Of a memory bank.
+    pub prototypes: Option<usize>,
+    /// Of training.
+    pub steps: Option<u64>,
     pub seed: u64,
     pub inspectd: String,
     pub revision: String,
@@ -111,7 +114,8 @@ impl Made {
             backbone: card.backbone.network.clone(),
             precision: card.precision.word(),
             input: (card.input.width, card.input.height),
-            prototypes: card.prototypes.count,
+            prototypes: card.prototypes.as_ref().map(|bank| bank.count),
+            steps: card.training.map(|training| training.steps),
             seed: card.seed,
             inspectd: card.inspectd.clone(),
             revision: card.revision.clone(),

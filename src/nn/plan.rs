@@ -123,6 +123,8 @@ enum Work {
 enum Elementwise {
     /// A part of a concatenation that could not be written in place.
     Copy,
+    /// The same, beginning at this channel of the whole, within a block.
+    CopyChannels(usize),
     Add,
     AddRelu,
     Mul,
@@ -318,6 +320,7 @@ impl Plan {
         let b = || step.from[1].map(&self.buffers);
         match kind {
             Elementwise::Copy => elementwise::copy(team, isa, a, to),
+            Elementwise::CopyChannels(first) => elementwise::copy_channels(team, a, to, *first),
             Elementwise::Add => elementwise::add(team, isa, a, b(), to),
             Elementwise::AddRelu => elementwise::add_relu(team, isa, a, b(), to),
             Elementwise::Mul => elementwise::mul(team, isa, a, b(), to),
@@ -430,7 +433,7 @@ impl Work {
             Self::Affine { .. } => "affine",
             Self::Depthwise(_) => "depthwise",
             Self::Elementwise(kind) => match kind {
-                Elementwise::Copy => "copy",
+                Elementwise::Copy | Elementwise::CopyChannels(_) => "copy",
                 Elementwise::Add | Elementwise::AddRelu => "add",
                 Elementwise::Mul => "mul",
                 Elementwise::Relu | Elementwise::LeakyRelu(_) => "relu",

@@ -3,7 +3,7 @@
 //! The result may be written over an argument. Channels past C stay zero, but for [`sigmoid`], which
 //! leaves ½ there.
 
-use super::feature_map::{FeatureMap, Shared};
+use super::feature_map::{FeatureMap, Shape, Shared};
 use super::rows::{Rows, helping};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::simd_math;
@@ -45,6 +45,30 @@ pub fn sigmoid(team: &Team, isa: Isa, x: FeatureMap<'_>, to: FeatureMap<'_>) {
 /// `to` = x: for a concatenation whose parts could not be made where it stands.
 pub fn copy(team: &Team, isa: Isa, x: FeatureMap<'_>, to: FeatureMap<'_>) {
     each(team, isa, Copied, [x, x], to);
+}
+
+/// The channels of `to` from `first` on = those of x, one by one: for a part of a concatenation that
+/// does not begin with a block.
+///
+/// # Panics
+/// If sizes differ, the channels do not fit, or the maps overlap.
+pub fn copy_channels(team: &Team, x: FeatureMap<'_>, to: FeatureMap<'_>, first: usize) {
+    let (from, shape) = (x.shape(), to.shape());
+    assert_eq!(Shape { channels: shape.channels, ..from }, shape, "a part of a concatenation");
+    assert!(first + from.channels <= shape.channels, "{} channels from {first}", from.channels);
+    assert!(!x.overlaps(&to), "a part lies within the whole");
+    let maps = Shared((x, to));
+    team.chunks(shape.images * shape.height, 1, |_, begin, end| {
+        let (x, to) = maps.get();
+        for row in begin..end {
+            let (image, y) = (row / shape.height, row % shape.height);
+            for channel in 0..from.channels {
+                for column in 0..shape.width {
+                    to.set(image, first + channel, y, column, x.get(image, channel, y, column));
+                }
+            }
+        }
+    });
 }
 
 /// What becomes of 16 numbers of two maps; operations on one map get it twice.

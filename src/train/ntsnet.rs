@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::destseg::cosine_losses;
 use super::feed::{self, Feed, normalise, pictures_of};
+use super::health::Health;
 use super::optimizer::{Group, Optimizer, Rule};
 use super::parameters::{Parameters, Start};
 use super::tape::{Statistics, Tape, Training};
@@ -20,6 +21,7 @@ use crate::detector::input::Input;
 use crate::nn::Backbone;
 use crate::nn::engine::Engine;
 use crate::nn::ntsnet::{STUDENT, TEACHER, Variant};
+use crate::ops::gradient::batch_norm;
 
 /// The schedule and everything that the paper leaves open.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,6 +121,21 @@ impl Preset {
     }
 }
 
+/// Pictures on which the teacher's health is looked at.
+const WATCHED: usize = 4;
+
+/// Pictures as a batch [B, 3, H, W].
+fn normalised(pictures: &Pictures, chosen: &[usize]) -> Result<Vec<f32>> {
+    let each = chosen.par_iter().map(|&index| {
+        let picture = pictures.get(index)?;
+        let levels = image::DynamicImage::ImageRgb8((*picture).clone()).into_rgb32f();
+        let mut values = Vec::new();
+        normalise(&levels, &mut values);
+        Ok(values)
+    });
+    Ok(each.collect::<Result<Vec<_>>>()?.concat())
+}
+
 /// Steps of an epoch of so many pictures; the last batch may be smaller.
 pub fn steps_of_epoch(batch: usize, pictures: usize) -> u64 {
     feed::steps_of_epoch(batch, pictures, true)
@@ -137,6 +154,8 @@ pub struct NtsNet {
     feed: Feed<Vec<f32>>, // [B, 3, H, W]
     /// Teacher's batch norms that have a counterpart: their names without a path.
     followed: Vec<String>,
+    /// Of a teacher that is moved.
+    health: Option<Health>,
 }
 
 impl NtsNet {
@@ -183,17 +202,16 @@ impl NtsNet {
                 }
             }
         }
+        let moved = config.eman != Eman::Off && !followed.is_empty();
+        let health = moved.then(|| {
+            let watched: Vec<usize> = (0..count.min(WATCHED)).collect();
+            let (teacher, watched) = (config.network.teacher, normalised(&pictures, &watched)?);
+            Health::new(teacher, TEACHER, input, &watched, &mut parameters, engine)
+        });
+        let health = health.transpose()?;
         let batch = config.batch;
         let feed = Feed::new(move |step| {
-            let chosen = pictures_of(step, batch, pictures.len(), true, seed);
-            let normalised = chosen.par_iter().map(|&index| {
-                let picture = pictures.get(index)?;
-                let levels = image::DynamicImage::ImageRgb8((*picture).clone()).into_rgb32f();
-                let mut values = Vec::new();
-                normalise(&levels, &mut values);
-                Ok(values)
-            });
-            Ok(normalised.collect::<Result<Vec<_>>>()?.concat())
+            normalised(&pictures, &pictures_of(step, batch, pictures.len(), true, seed))
         });
         let mut trainee = NtsNet {
             config,
@@ -205,6 +223,7 @@ impl NtsNet {
             optimizer: Optimizer::new(Rule::Adam { weight_decay: 0.0 }, Vec::new()),
             feed,
             followed,
+            health,
         };
         let first = trainee.tape(trainee.config.batch.min(count))?;
         let names = trainee.tapes[first].1.gradients().keys().cloned().collect();
@@ -247,12 +266,10 @@ impl NtsNet {
                     [of("running_mean")?.to_vec(), of("running_var")?.to_vec()]
                 }
             };
-            for (kind, towards) in [("running_mean", mean), ("running_var", variance)] {
-                let own = self.parameters.get_mut(&format!("{TEACHER}{name}.{kind}"))?;
-                for (own, towards) in own.iter_mut().zip(towards) {
-                    *own = m * *own + (1.0 - m) * towards;
-                }
-            }
+            let own = ["running_mean", "running_var"].map(|kind| format!("{TEACHER}{name}.{kind}"));
+            self.parameters.get_two_mut([&own[0], &own[1]], |own| {
+                batch_norm::update_eman(own, [&mean, &variance], f64::from(m));
+            })?;
         }
         Ok(())
     }
@@ -271,10 +288,16 @@ impl Trainee for NtsNet {
         tape.input(0).write(&batch);
         tape.forward(&mut self.parameters)?;
         // Per picture (N-6).
-        let losses = cosine_losses(tape, images)?;
+        let mut losses = cosine_losses(tape, images)?;
         tape.backward(&self.parameters)?;
         self.optimizer.step(&mut self.parameters, tape.gradients())?;
         self.follow(at)?;
+        let of_epoch = steps_of_epoch(self.config.batch, self.pictures);
+        if let Some(health) = &mut self.health
+            && (step + 1).is_multiple_of(of_epoch)
+        {
+            losses.extend(health.measure(&mut self.parameters)?);
+        }
         Ok(losses)
     }
 

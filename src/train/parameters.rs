@@ -100,8 +100,27 @@ impl Parameters {
     /// # Errors
     /// As [`Parameters::get`].
     pub fn get_mut(&mut self, name: &str) -> Result<&mut [f32]> {
-        let tensor = self.tensors.get_mut(name);
-        Ok(&mut tensor.with_context(|| format!("there is no tensor {name}"))?.values)
+        Ok(&mut self.tensor(name)?.values)
+    }
+
+    /// Two of them at once, as a batch norm's running statistics are changed.
+    ///
+    /// # Errors
+    /// As [`Parameters::get`].
+    pub fn get_two_mut(
+        &mut self,
+        [a, b]: [&str; 2],
+        change: impl FnOnce([&mut [f32]; 2]),
+    ) -> Result<()> {
+        let mut first = std::mem::take(&mut self.tensor(a)?.values);
+        let second = self.tensor(b);
+        let changed = second.map(|second| change([&mut first, &mut second.values]));
+        self.tensor(a)?.values = first;
+        changed
+    }
+
+    fn tensor(&mut self, name: &str) -> Result<&mut Parameter> {
+        self.tensors.get_mut(name).with_context(|| format!("there is no tensor {name}"))
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {

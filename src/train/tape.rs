@@ -24,6 +24,7 @@ use crate::ops::gradient::accumulate::Accumulate;
 use crate::ops::gradient::batch_norm::{self, BatchNorm, Forward};
 use crate::ops::gradient::conv::TrainConv;
 use crate::ops::gradient::upsample as upsample_gradient;
+use crate::ops::simd::LANES;
 use crate::ops::upsample::Upsample;
 use crate::ops::window_attention::window_attention;
 use crate::ops::{elementwise, pooling};
@@ -71,7 +72,7 @@ struct Step {
     gradient: Option<Place>,
     /// Of each argument that has one, and how it comes there.
     gradients: Vec<Option<(Place, Accumulate)>>,
-    /// For a gradient that is to be added by a kernel that can't.
+    /// For a gradient that nobody wants and the kernel writes all the same.
     spare: Option<Place>,
 }
 
@@ -122,7 +123,7 @@ struct Norm {
 }
 
 /// How far the running statistics go to the batch's with each run; PyTorch's value.
-const MOMENTUM: f32 = 0.1;
+const MOMENTUM: f64 = 0.1;
 
 impl Tape {
     /// Where the argument `index` of the graph is to be put before a run.
@@ -230,12 +231,10 @@ impl Step {
                 };
                 norm.kernel.forward(team, forward);
                 if norm.statistics == Statistics::Batch {
-                    let count = norm.kernel.count();
-                    let [mean, variance] = running;
-                    follow(parameters.get_mut(&mean)?, norm.kernel.mean(), 1.0);
-                    // The unbiased variance is kept, the biased one normalises.
-                    let unbiased = count as f32 / (count.max(2) - 1) as f32;
-                    follow(parameters.get_mut(&variance)?, norm.kernel.variance(), unbiased);
+                    let batch = [norm.kernel.mean(), norm.kernel.variance()];
+                    parameters.get_two_mut([&running[0], &running[1]], |running| {
+                        batch_norm::update_running(running, batch, norm.kernel.count(), MOMENTUM);
+                    })?;
                 }
             }
             Work::Relu => elementwise::relu(team, isa, x, y),
@@ -250,9 +249,13 @@ impl Step {
             Work::Concat => {
                 let mut first = 0;
                 for part in &self.from {
-                    let window = y.channels(first, part.shape.channels);
-                    elementwise::copy(team, isa, part.map(buffers), window);
-                    first += part.shape.channels;
+                    let (map, channels) = (part.map(buffers), part.shape.channels);
+                    if first % LANES == 0 {
+                        elementwise::copy(team, isa, map, y.channels(first, channels));
+                    } else {
+                        elementwise::copy_channels(team, map, y, first);
+                    }
+                    first += channels;
                 }
             }
             Work::CosineProduct => cosine_map::cosine_product(team, isa, x, second(), y),
@@ -263,13 +266,6 @@ impl Step {
             Work::WindowAttention => window_attention(team, isa, &x, &second(), &y),
         }
         Ok(())
-    }
-}
-
-/// Running statistics go a tenth of the way to the batch's, times `scale`.
-fn follow(running: &mut [f32], batch: &[f32], scale: f32) {
-    for (running, batch) in running.iter_mut().zip(batch) {
-        *running = (1.0 - MOMENTUM) * *running + MOMENTUM * scale * batch;
     }
 }
 

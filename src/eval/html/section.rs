@@ -128,7 +128,9 @@ fn facts(run: &Run) -> Markup {
             dd {
                 (run.bundle) ": " (made.system) ", backbone " (made.backbone) " ("
                 (made.precision) "), " (made.input.0) "×" (made.input.1) ", "
-                (made.prototypes) " prototypes from " (made.images) " pictures, seed " (made.seed)
+                @if let Some(prototypes) = made.prototypes { (prototypes) " prototypes from " }
+                @if let Some(steps) = made.steps { (steps) " steps of training on " }
+                (made.images) " pictures, seed " (made.seed)
             }
             dt { "made by" }
             dd {

@@ -404,11 +404,16 @@ impl Compiler<'_> {
         let mut steps = Vec::new();
         let (mut channel, place) = (0, self.place(whole));
         for &part in &self.graph.node(whole).inputs {
-            let channels = self.graph.dims(part).channels;
-            let (from, to) = (self.place(part), place.channels(channel, channels));
-            if from != to {
-                let work = Work::Elementwise(Elementwise::Copy);
-                steps.push(Step::new(String::new(), work, vec![from], to));
+            let (channels, from) = (self.graph.dims(part).channels, self.place(part));
+            if channel % LANES == 0 {
+                let to = place.channels(channel, channels);
+                if from != to {
+                    let work = Work::Elementwise(Elementwise::Copy);
+                    steps.push(Step::new(String::new(), work, vec![from], to));
+                }
+            } else {
+                let work = Work::Elementwise(Elementwise::CopyChannels(channel));
+                steps.push(Step::new(String::new(), work, vec![from], place));
             }
             channel += channels;
         }

@@ -2,7 +2,7 @@
 //! the one that it is made of.
 
 use super::accumulate::Accumulate;
-use crate::ops::feature_map::{FeatureMap, Shared};
+use crate::ops::feature_map::{FeatureMap, Shape, Shared};
 use crate::ops::rows::{Rows, helping};
 use crate::ops::simd::{Isa, Kernel, LANES, Simd};
 use crate::ops::team::Team;
@@ -22,6 +22,41 @@ pub(super) const AHEAD: usize = 8 * LANES;
 /// that it is to be added to.
 pub fn add(team: &Team, isa: Isa, dy: FeatureMap<'_>, into: Accumulate, dx: FeatureMap<'_>) {
     each(team, isa, Pass, [dy, dy], into, dx);
+}
+
+/// dx (+)= the channels of `dy` from `first` on, one by one: what a concatenation gives to a part that
+/// does not begin with a block.
+///
+/// # Panics
+/// If sizes differ, the channels are not there, or the maps overlap.
+pub fn add_channels(
+    team: &Team,
+    dy: FeatureMap<'_>,
+    first: usize,
+    into: Accumulate,
+    dx: FeatureMap<'_>,
+) {
+    let (from, shape) = (dy.shape(), dx.shape());
+    assert_eq!(Shape { channels: shape.channels, ..from }, shape, "a part's gradient");
+    assert!(first + shape.channels <= from.channels, "{} channels from {first}", shape.channels);
+    assert!(!dx.overlaps(&dy), "the gradient overlaps the argument");
+    let maps = Shared((dy, dx));
+    team.chunks(shape.images * shape.height, 1, |_, begin, end| {
+        let (dy, dx) = maps.get();
+        for row in begin..end {
+            let (image, y) = (row / shape.height, row % shape.height);
+            for channel in 0..shape.channels {
+                for x in 0..shape.width {
+                    let value = dy.get(image, first + channel, y, x);
+                    let value = match into {
+                        Accumulate::Set => value,
+                        Accumulate::Add => dx.get(image, channel, y, x) + value,
+                    };
+                    dx.set(image, channel, y, x, value);
+                }
+            }
+        }
+    });
 }
 
 /// Of y = a · b: da (+)= dy · b.

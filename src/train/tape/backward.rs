@@ -10,6 +10,7 @@ use crate::ops::feature_map::{Buffer, FeatureMap};
 use crate::ops::gradient::accumulate::Accumulate;
 use crate::ops::gradient::batch_norm::{Backward, Relu};
 use crate::ops::gradient::{cosine, elementwise, pooling, window_attention};
+use crate::ops::simd::LANES;
 use crate::train::parameters::Parameters;
 
 impl Step {
@@ -38,16 +39,14 @@ impl Step {
                     conv.learn(engine, x, dy, scratch, learned)?;
                 }
                 let (weights, _) = conv.numbers(parameters)?;
-                match (wanted[0], spare) {
-                    (Some((Accumulate::Add, dx)), Some(spare)) => {
-                        let spare = spare.map(buffers);
-                        conv.kernel.input_gradient(team, weights, dy, spare, scratch);
-                        elementwise::add(team, isa, spare, Accumulate::Add, dx);
-                    }
-                    (Some((_, dx)), _) => {
+                match wanted[0] {
+                    Some((Accumulate::Set, dx)) => {
                         conv.kernel.input_gradient(team, weights, dy, dx, scratch);
                     }
-                    (None, _) => {}
+                    Some((Accumulate::Add, dx)) => {
+                        conv.kernel.add_input_gradient(team, weights, dy, dx, scratch);
+                    }
+                    None => {}
                 }
             }
             Work::Norm(norm) => {
@@ -79,11 +78,15 @@ impl Step {
             Work::Concat => {
                 let mut first = 0;
                 for (part, wanted) in from.iter().zip(&wanted) {
-                    let window = dy.channels(first, part.shape.channels);
-                    if let Some((into, dx)) = *wanted {
-                        elementwise::add(team, isa, window, into, dx);
+                    let channels = part.shape.channels;
+                    match *wanted {
+                        Some((into, dx)) if first % LANES == 0 => {
+                            elementwise::add(team, isa, dy.channels(first, channels), into, dx);
+                        }
+                        Some((into, dx)) => elementwise::add_channels(team, dy, first, into, dx),
+                        None => {}
                     }
-                    first += part.shape.channels;
+                    first += channels;
                 }
             }
             Work::CosineProduct | Work::CosineDistance(_) => {

@@ -154,15 +154,11 @@ impl Tape {
         }
         steps_gradients.reverse();
 
-        // A convolution can't add to a gradient, a batch norm can't do without one.
+        // A batch norm sums for its parameters while it writes its argument's gradient.
         let mut spare_lives: BTreeMap<usize, Life> = BTreeMap::new();
         for (step, (group, gradients)) in groups.iter().zip(&steps_gradients).enumerate() {
-            let wants = match &graph.nodes()[group.head].op {
-                Op::Conv(_) => gradients[0] == Some(Accumulate::Add),
-                Op::BatchNorm { .. } => gradients[0].is_none(),
-                _ => false,
-            };
-            if wants && has_gradient(group.tail) {
+            let is_norm = matches!(graph.nodes()[group.head].op, Op::BatchNorm { .. });
+            if is_norm && gradients[0].is_none() && has_gradient(group.tail) {
                 let (shape, now) = (compiler.shape(group.from[0]), backward(step));
                 spare_lives.insert(step, Life { shape, from: now, to: now });
             }

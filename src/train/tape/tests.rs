@@ -146,7 +146,8 @@ fn a_small_network_of_every_operation_is_candles() {
         let distance = g.cosine_distance(product, sum, Distance::OneMinusCosine);
         let pooled = g.average_pool(slope, 2);
         let wide = g.conv(slope, Conv::new("wide", 33, 32, 3).dilation(2).with_bias());
-        let all = g.concat(&[wide, xs]);
+        // The second part begins within a block.
+        let all = g.concat(&[xs, wide]);
         let last = g.conv(all, Conv::new("last", 52, 3, 1).with_bias());
         g.set_outputs(vec![last, distance, pooled]);
         same_as_candle(&g, 3, &ALL, threads, 2e-4);
