@@ -2,7 +2,7 @@
 //! its colours changed a little, laid on another place of it.
 //!
 //! Values are those of the reimplementation by Runinho. Draws from `places`: for a rectangle six
-//! uniforms, in the order of [`Rectangle::of`]; for a scar width, height and degrees, then the
+//! uniforms, in the order of `Rectangle::of`; for a scar width, height and degrees, then the
 //! places as there; for the union the choice first. From `colours`: the [`ColourJitter`].
 
 use image::{RgbImage, imageops};
