@@ -56,8 +56,9 @@ fn parameters_of(graph: &Graph, seed: u64) -> Parameters {
     parameters
 }
 
-/// Every output and every gradient of the sum of all outputs, weighted at random, within `bound` of
-/// the largest.
+/// Every output and every gradient of the sum of all outputs, weighted at random: the difference as a
+/// whole within `bound` of the tensor's length, and no number of it off by more than ten times as much.
+/// A single one may be: where a ReLU's argument is a rounding away from zero, the two open it or not.
 fn same_as_candle(
     graph: &Graph,
     images: usize,
@@ -116,10 +117,17 @@ fn flat(tensor: &Tensor) -> Vec<f32> {
 
 fn close(got: &[f32], want: &[f32], bound: f32, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
+    let length = |values: &mut dyn Iterator<Item = f32>| -> f64 {
+        values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+    };
+    let off = length(&mut got.iter().zip(want).map(|(got, want)| got - want));
+    let whole = length(&mut want.iter().copied());
+    assert!(off <= f64::from(bound) * whole.max(1e-6), "{what}: off by {off} of {whole}");
     let largest = want.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let off = (got - want).abs();
-        assert!(off <= bound * largest.max(1e-6), "{what} [{i}]: {got} {want}, largest {largest}");
+        let bound = 10.0 * bound * largest.max(1e-6);
+        assert!(off <= bound, "{what} [{i}]: {got} {want}, largest {largest}");
     }
 }
 
@@ -150,7 +158,7 @@ fn a_small_network_of_every_operation_is_candles() {
         let all = g.concat(&[xs, wide]);
         let last = g.conv(all, Conv::new("last", 52, 3, 1).with_bias());
         g.set_outputs(vec![last, distance, pooled]);
-        same_as_candle(&g, 3, &ALL, threads, 2e-4);
+        same_as_candle(&g, 3, &ALL, threads, 5e-5);
     }
 }
 
@@ -164,7 +172,7 @@ fn the_student_of_destseg_learns_as_candle_says() {
             if name.starts_with(destseg::STUDENT) { Statistics::Batch } else { Statistics::Running }
         },
     };
-    same_as_candle(&graph, 2, &training, 2, 1e-3);
+    same_as_candle(&graph, 2, &training, 2, 2e-3);
 }
 
 #[test]
@@ -182,7 +190,7 @@ fn the_segmentation_of_destseg_learns_as_candle_says() {
             }
         },
     };
-    same_as_candle(&graph, 2, &training, 2, 1e-3);
+    same_as_candle(&graph, 2, &training, 2, 2e-3);
 }
 
 #[test]
@@ -195,5 +203,5 @@ fn the_student_of_ntsnet_learns_as_candle_says() {
             if name.starts_with(ntsnet::STUDENT) { Statistics::Batch } else { Statistics::Running }
         },
     };
-    same_as_candle(&graph, 2, &training, 2, 1e-3);
+    same_as_candle(&graph, 2, &training, 2, 2e-3);
 }
