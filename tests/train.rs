@@ -13,8 +13,10 @@ use inspectd::dataset::pictures::Pictures;
 use inspectd::detector::bundle;
 use inspectd::detector::input::Input;
 use inspectd::nn::engine::{self, Engine};
-use inspectd::nn::{self, BackboneSpec, destseg as seg, ntsnet as nts, teacher::Teacher};
+use inspectd::nn::resnet::{self, Depth};
+use inspectd::nn::{self, Backbone, BackboneSpec, destseg as seg, ntsnet as nts, teacher::Teacher};
 use inspectd::synth::source::Source;
+use inspectd::train::parameters::{Parameters, Start};
 use inspectd::train::{self, Budget, Trainee, destseg, ntsnet};
 
 const INPUT: Input = Input { width: 64, height: 64 };
@@ -70,9 +72,19 @@ fn new_destseg(config: destseg::Config, paths: &[PathBuf]) -> Box<dyn Trainee> {
 }
 
 fn new_ntsnet(config: ntsnet::Config, paths: &[PathBuf]) -> Box<dyn Trainee> {
-    let teacher = nn::load(&BackboneSpec::Compact, 3).unwrap();
+    let teacher = match config.network.teacher {
+        Teacher::Compact => nn::load(&BackboneSpec::Compact, 3).unwrap(),
+        _ => random_resnet18(),
+    };
     let trainee = ntsnet::NtsNet::new(config, INPUT, &teacher, pictures(paths), 3, &engine());
     Box::new(trainee.unwrap())
+}
+
+/// A teacher with batch norms, whose weights nobody has to download.
+fn random_resnet18() -> Backbone {
+    let graph = resnet::graph(Depth::R18, 3, (64, 64)).unwrap();
+    let parameters = Parameters::begin(&graph, 9, |_| Some(Start::FanOut));
+    Backbone::resnet(Depth::R18, 3, &parameters.weights("drawn").unwrap()).unwrap()
 }
 
 /// Every loss is finite and something learned has moved.
@@ -134,12 +146,46 @@ fn every_variant_of_ntsnet_learns() {
         ("one level", network(|n| n.levels = [true, false, false])),
         ("no EMAN", ntsnet::Config { eman: ntsnet::Eman::Off, ..whole.clone() }),
         ("running", ntsnet::Config { eman: ntsnet::Eman::Running, ..whole.clone() }),
+        ("the teacher's own", ntsnet::Config { eman: ntsnet::Eman::TeacherBatch, ..whole.clone() }),
         ("literal", ntsnet::Config { optimizer: ntsnet::Preset::PaperLiteral, ..whole.clone() }),
         ("adam", ntsnet::Config { optimizer: ntsnet::Preset::Adam, ..whole }),
     ];
     for (name, config) in cases {
         learns(new_ntsnet(config, &paths), name, "student.conv1.weight");
     }
+}
+
+#[test]
+fn a_teachers_statistics_go_where_eman_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = goods(folder.path(), 4);
+    const TEACHER: &str = "teacher.layer1.0.bn1.running_mean";
+    const STUDENT: &str = "student.layer1.0.bn1.running_mean";
+    let mut moved = Vec::new();
+    for eman in
+        [ntsnet::Eman::Off, ntsnet::Eman::Batch, ntsnet::Eman::Running, ntsnet::Eman::TeacherBatch]
+    {
+        let network = nts::Variant { teacher: Teacher::Resnet18, ..nts::Variant::default() };
+        let config = ntsnet::Config { eman, network, batch: 4, ..small_ntsnet() };
+        let mut trainee = new_ntsnet(config, &paths);
+        let before = trainee.parameters().get(TEACHER).unwrap().to_vec();
+        let losses = trainee.step(0).unwrap();
+        // The step ends an epoch; a teacher that is moved is looked at.
+        assert_eq!(losses.iter().any(|(name, _)| *name == "drift1"), eman != ntsnet::Eman::Off);
+        let after = trainee.parameters().get(TEACHER).unwrap().to_vec();
+        if eman == ntsnet::Eman::Batch {
+            // Both began at 0: the student's running mean is a tenth of its batch's, the teacher's
+            // a hundredth.
+            let student = trainee.parameters().get(STUDENT).unwrap();
+            for (teacher, student) in after.iter().zip(student) {
+                assert!((teacher - student * 0.1).abs() <= 1e-5 + 1e-4 * teacher.abs());
+            }
+        }
+        assert_eq!(after != before, eman != ntsnet::Eman::Off, "{eman:?}");
+        moved.push(after);
+    }
+    // Each towards something else.
+    assert!((1..4).all(|i| (0..i).all(|j| moved[i] != moved[j])));
 }
 
 fn budget(folder: &Path, time: Option<Duration>, resume: bool) -> Budget {

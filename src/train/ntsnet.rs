@@ -60,6 +60,8 @@ pub enum Eman {
     Batch,
     /// That batch norm's running ones.
     Running,
+    /// Those of the batch in the teacher's own batch norm: the teacher gets used to these parts.
+    TeacherBatch,
     /// None: they stay what they were.
     Off,
 }
@@ -238,10 +240,14 @@ impl NtsNet {
             return Ok(at);
         }
         let graph = self.config.network.graph(self.input.height, self.input.width);
+        let teacher = match self.config.eman {
+            Eman::TeacherBatch => Statistics::Watched,
+            _ => Statistics::Running,
+        };
         let training = Training {
             learned: &|name| name.starts_with(STUDENT),
             statistics: &|name| {
-                if name.starts_with(STUDENT) { Statistics::Batch } else { Statistics::Running }
+                if name.starts_with(STUDENT) { Statistics::Batch } else { teacher }
             },
         };
         let tape = Tape::new(&graph, images, &self.engine, &training)?;
@@ -254,13 +260,14 @@ impl NtsNet {
         let m = self.config.eman_momentum;
         for name in &self.followed {
             let student = format!("{STUDENT}{name}");
+            let of_batch = |name: &str| {
+                let batch = self.tapes[tape].1.statistics(name);
+                batch.map(|batch| batch.map(<[f32]>::to_vec)).context("statistics of a batch")
+            };
             let [mean, variance] = match self.config.eman {
                 Eman::Off => return Ok(()),
-                Eman::Batch => {
-                    let statistics = self.tapes[tape].1.statistics(&student);
-                    let (mean, variance) = statistics.context("a student's batch norm")?;
-                    [mean.to_vec(), variance.to_vec()]
-                }
+                Eman::Batch => of_batch(&student)?,
+                Eman::TeacherBatch => of_batch(&format!("{TEACHER}{name}"))?,
                 Eman::Running => {
                     let of = |kind: &str| self.parameters.get(&format!("{student}.{kind}"));
                     [of("running_mean")?.to_vec(), of("running_var")?.to_vec()]

@@ -37,6 +37,8 @@ pub enum Statistics {
     Batch,
     /// The running ones, which stay.
     Running,
+    /// The running ones, which stay; the batch's are found out besides.
+    Watched,
 }
 
 /// How a network is trained.
@@ -120,6 +122,8 @@ struct Norm {
     statistics: Statistics,
     learned: bool,
     relu: bool,
+    /// The batch's mean and variance `[C]`, where it normalises with others.
+    watched: Option<[Vec<f32>; 2]>,
 }
 
 /// How far the running statistics go to the batch's with each run; PyTorch's value.
@@ -151,12 +155,17 @@ impl Tape {
         &self.gradients
     }
 
-    /// Mean and biased variance `[C]` that the batch norm `name` normalised with in the last run.
-    pub fn statistics(&self, name: &str) -> Option<(&[f32], &[f32])> {
+    /// Mean and biased variance `[C]` of the last batch at the batch norm `name`; `None` where it
+    /// normalised with others and did not watch.
+    pub fn statistics(&self, name: &str) -> Option<[&[f32]; 2]> {
         self.steps.iter().find_map(|step| match &step.work {
-            Work::Norm(norm) if norm.name == name => {
-                Some((norm.kernel.mean(), norm.kernel.variance()))
-            }
+            Work::Norm(norm) if norm.name == name => match norm.statistics {
+                Statistics::Batch => Some([norm.kernel.mean(), norm.kernel.variance()]),
+                Statistics::Running => None,
+                Statistics::Watched => {
+                    norm.watched.as_ref().map(|[mean, variance]| [&mean[..], &variance[..]])
+                }
+            },
             _ => None,
         })
     }
@@ -214,11 +223,16 @@ impl Step {
                 let running = [format!("{name}.running_mean"), format!("{name}.running_var")];
                 let statistics = match norm.statistics {
                     Statistics::Batch => batch_norm::Statistics::Batch,
-                    Statistics::Running => batch_norm::Statistics::Fixed {
+                    Statistics::Running | Statistics::Watched => batch_norm::Statistics::Fixed {
                         mean: parameters.get(&running[0])?,
                         variance: parameters.get(&running[1])?,
                     },
                 };
+                if norm.statistics == Statistics::Watched {
+                    norm.kernel.measure(team, x);
+                    let batch = [norm.kernel.mean(), norm.kernel.variance()];
+                    norm.watched = Some(batch.map(<[f32]>::to_vec));
+                }
                 let residual = self.from.get(1).map(|place| place.map(buffers));
                 let forward = Forward {
                     statistics,

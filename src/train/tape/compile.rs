@@ -313,6 +313,7 @@ impl Compiler<'_> {
                 statistics: (self.training.statistics)(name),
                 learned: backward && self.learns(group.head),
                 relu: group.relu,
+                watched: None,
                 name: name.clone(),
             })),
             Op::Relu => Work::Relu,
