@@ -1,0 +1,157 @@
+"""Training steps: PyTorch's, built from the specification's networks, beside `inspectd train`.
+
+    python train.py --specmodels DIR --inspectd target/release/inspectd --data CATEGORY
+                    --teacher resnet18.safetensors --source TEXTURES [--batch B] [--threads T…]
+
+`DIR` holds `specmodels.py`. One step is forward, loss, backward and the optimizer's update, of random
+pictures for PyTorch (its better one of contiguous and channels-last memory), of the data set with
+everything that makes a batch for inspectd (its `losses.csv`). The two take turns. Prints a table:
+median milliseconds of a step and pictures a second.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+STEPS, ROUNDS, WARM_UP = 6, 2, 2
+PHASES = ("ntsnet", "destseg student", "destseg segmentation")
+
+
+def main() -> None:
+    args = arguments()
+    if args.worker:
+        print(json.dumps(torch_step(args)))
+        return
+    print("| step | batch | threads | inspectd ms | images/s | PyTorch ms | images/s | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    for threads in args.threads:
+        ours = {phase: [] for phase in PHASES}
+        theirs = {phase: [] for phase in PHASES}
+        for _ in range(ROUNDS):
+            for phase, times in inspectd(args, threads).items():
+                ours[phase] += times
+            for phase in PHASES:
+                best = min((worker(args, phase, threads, last) for last in (False, True)),
+                           key=statistics.median)
+                theirs[phase] += best
+        for phase in PHASES:
+            own, peer = statistics.median(ours[phase]), statistics.median(theirs[phase])
+            rate = [args.batch * 1000 / ms for ms in (own, peer)]
+            print(f"| {phase} | {args.batch} | {threads} | {own:.0f} | {rate[0]:.1f} | {peer:.0f} "
+                  f"| {rate[1]:.1f} | {peer / own:.2f} |", flush=True)
+
+
+def inspectd(args, threads: int) -> dict[str, list[float]]:
+    """Milliseconds of steps, by phase, without those that begin a phase or end an epoch."""
+    times = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for system, losses in (("ntsnet", {"ntsnet": "level1"}),
+                               ("destseg", {"destseg student": "level1",
+                                            "destseg segmentation": "focal"})):
+            out = Path(folder) / system
+            config = Path(folder) / f"{system}.toml"
+            config.write_text(f"[destseg]\nstudent_steps = {STEPS + WARM_UP}\n"
+                              f"segmentation_steps = {STEPS + WARM_UP}\n[ntsnet]\nepochs = 1\n")
+            subprocess.run(
+                [args.inspectd, "train", "--system", system, "--data", args.data, "--out", out,
+                 "--backbone", f"resnet18:{args.teacher}", "--source", args.source,
+                 "--batch", str(args.batch), "--threads", str(threads), "--config", config],
+                check=True, capture_output=True)
+            with open(f"{out}.training/losses.csv") as file:
+                rows = list(csv.DictReader(file))
+            for phase, loss in losses.items():
+                steps = [float(row["milliseconds"]) for row in rows if row["loss"] == loss]
+                times[phase] = steps[WARM_UP:WARM_UP + STEPS]
+    return times
+
+
+def worker(args, phase: str, threads: int, channels_last: bool) -> list[float]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", phase,
+               "--worker-threads", str(threads)]
+    command += ["--channels-last"] if channels_last else []
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def torch_step(args) -> list[float]:
+    sys.path.insert(0, str(args.specmodels))
+    import specmodels
+    import torch
+    import torch.nn.functional as F
+
+    torch.set_num_threads(args.worker_threads)
+    torch.manual_seed(0)
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    xs = torch.randn(args.batch, 3, 256, 256).to(memory_format=layout)
+    unit = lambda f: F.normalize(f, dim=1)
+    teacher = specmodels.Trunk("resnet18", 3).eval().to(memory_format=layout)
+
+    def levels(of, pictures):
+        with torch.no_grad():
+            return of(pictures)
+
+    if args.worker == "ntsnet":
+        student = specmodels.NTSStudent().train().to(memory_format=layout)
+        learned = student.parameters()
+
+        def loss():
+            pairs = zip(levels(teacher, xs), student(xs))
+            return sum((0.5 * (unit(t) - unit(s)).pow(2).sum(1)).mean() for t, s in pairs)
+    elif args.worker == "destseg student":
+        student = specmodels.DestStudent().train().to(memory_format=layout)
+        learned = student.parameters()
+
+        def loss():
+            pairs = zip(levels(teacher, xs), student(xs))
+            return sum((1 - (unit(t) * unit(s)).sum(1)).sum() / s.shape[2] ** 2 for t, s in pairs)
+    else:
+        student = specmodels.DestStudent().eval().to(memory_format=layout)
+        segmentation = specmodels.DestSeg().train().to(memory_format=layout)
+        learned = segmentation.parameters()
+        truth = (torch.rand(args.batch, 1, 64, 64) > 0.9).float()
+
+        def loss():
+            pairs = zip(levels(teacher, xs), levels(student, xs))
+            products = [-unit(t) * unit(s) for t, s in pairs]
+            size = products[0].shape[2:]
+            up = [F.interpolate(p, size=size, mode="bilinear", align_corners=False)
+                  for p in products]
+            said = segmentation(torch.cat(up, 1))
+            right = truth * said + (1 - truth) * (1 - said)
+            focal = (-(1 - right) ** 4 * right.log().clamp(min=-100)).mean()
+            return focal + (said - truth).abs().mean()
+
+    optimizer = torch.optim.SGD(learned, lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    times = []
+    for _ in range(WARM_UP + STEPS):
+        begun = time.perf_counter()
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        times.append((time.perf_counter() - begun) * 1e3)
+    return times[WARM_UP:]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--specmodels", type=Path, required=True)
+    parser.add_argument("--inspectd", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, nargs="+", default=[2])
+    parser.add_argument("--worker", choices=PHASES, help=argparse.SUPPRESS)
+    parser.add_argument("--worker-threads", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--channels-last", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
