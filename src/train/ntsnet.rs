@@ -55,14 +55,16 @@ pub enum Preset {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Eman {
-    /// Those of the batch in the student's batch norm of the same name (paper, eq. 3 and 4).
-    #[default]
+    /// Those of the batch in the student's batch norm of the same name: the paper to the letter (eq. 3
+    /// and 4).
     Batch,
     /// That batch norm's running ones.
     Running,
     /// Those of the batch in the teacher's own batch norm: the teacher gets used to these parts.
     TeacherBatch,
-    /// None: they stay what they were.
+    /// None: they stay what they were. The default, since every other way was found to make a teacher
+    /// worse that knows the world already; see `docs/decisions/a-teacher-that-stays.md`.
+    #[default]
     Off,
 }
 
