@@ -186,7 +186,7 @@ impl Kernel for Pack<'_> {
     }
 }
 
-/// Into zeros of [panels][3][K][K][16 · blocks of the panel].
+/// Into zeros of `[panels][3][K][K][16 · blocks of the panel]`.
 pub(super) fn pack(geometry: Geometry, weights: &[f32], panel: usize, out: &mut [f32]) {
     let Geometry { c_out, kernel, .. } = geometry;
     let taps = CHANNELS * kernel * kernel;

@@ -1,5 +1,5 @@
-//! A network in training: a [`Graph`] run forward on feature maps with what its gradients need kept,
-//! and then backward.
+//! A network in training: a [`Graph`](crate::nn::graph::Graph) run forward on feature maps with what
+//! its gradients need kept, and then backward.
 //!
 //! The maps, kernels and threads are those of the line ([`crate::nn::plan`]), the weights are the
 //! caller's and change between runs. A batch norm takes the ReLU behind it along, and the sum with a

@@ -193,7 +193,7 @@ fn falls(out: usize, side: usize, stride: usize, by: isize) -> (usize, usize) {
     (from.div_ceil(stride), to.div_ceil(stride).min(out))
 }
 
-/// [taps][16][16 outputs], `step` numbers from row to row, to [outputs][channels][taps], `to_step`
+/// `[taps][16][16 outputs]`, `step` numbers from row to row, to `[outputs][channels][taps]`, `to_step`
 /// numbers from output to output.
 ///
 /// # Safety
