@@ -16,7 +16,7 @@ mod good_defect;
 mod ksdd2;
 mod listing;
 pub mod mask;
-pub mod mvtec;
+mod mvtec;
 pub mod pictures;
 pub mod split;
 mod visa;

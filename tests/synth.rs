@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use image::{GrayImage, Luma, Rgb, RgbImage};
-use inspectd::dataset::{self, mvtec};
+use inspectd::dataset::{self, Purpose};
 use inspectd::synth::Kind;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -146,7 +146,7 @@ fn what_is_made_can_be_tested_with() {
     let (folder, root) = category();
     let out = folder.path().join("out");
     made(&root, &out, &["--kind", "cutpaste", "--goods", "2"]);
-    let samples = mvtec::test(&out).unwrap();
+    let samples = dataset::find_for(&out, Purpose::Testing).unwrap().remove(0).test;
     let defects = samples.iter().filter(|sample| sample.defect.as_deref() == Some("cutpaste"));
     assert_eq!((samples.len(), defects.clone().count()), (5, 3));
     assert!(defects.into_iter().all(|sample| sample.mask.as_ref().unwrap().is_file()));
@@ -156,7 +156,7 @@ fn what_is_made_can_be_tested_with() {
         let written = image::open(out.join(format!("test/good/{i:04}.png"))).unwrap();
         assert_eq!(written, image::open(root.join(name.as_str().unwrap())).unwrap());
     }
-    let found = dataset::find_for(&out, dataset::Purpose::Testing).unwrap();
+    let found = dataset::find_for(&out, Purpose::Testing).unwrap();
     assert_eq!(found[0].test.len(), 5);
 }
 

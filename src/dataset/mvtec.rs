@@ -15,13 +15,6 @@ use anyhow::{Result, bail};
 use super::listing::{self, Masks};
 use super::{Contents, Purpose, Sample};
 
-/// The pictures to test with, good ones and defects, in byte order of their names.
-///
-/// Without a folder `ground_truth` no sample has a mask; with it each defect must have one.
-pub fn test(root: &Path) -> Result<Vec<Sample>> {
-    MVTEC.test(root, &mut Vec::new())
-}
-
 /// The names of a layout.
 pub(super) struct Tree {
     /// The folder of good parts.

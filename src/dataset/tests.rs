@@ -76,7 +76,6 @@ fn mvtec_comes_sorted_with_kinds_and_masks() {
             ("scratch/b.jpg", Some("scratch"), Some("b.PNG".into())),
         ]
     );
-    assert_eq!(mvtec::test(root.path()).unwrap(), category.test);
     assert!(category.test.iter().chain(&category.train).all(|sample| sample.path.is_file()));
 }
 
