@@ -44,6 +44,8 @@ pub mod patch_features;
 #[allow(unsafe_code)]
 pub mod pixels;
 #[allow(unsafe_code)]
+pub mod place_softmax;
+#[allow(unsafe_code)]
 pub mod pooling;
 #[allow(unsafe_code)]
 pub mod prototype_residual;

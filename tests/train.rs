@@ -12,6 +12,7 @@ use inspectd::camera::pattern::{self, render};
 use inspectd::dataset::pictures::Pictures;
 use inspectd::detector::bundle;
 use inspectd::detector::input::Input;
+use inspectd::nn::cot::Attention;
 use inspectd::nn::engine::{self, Engine};
 use inspectd::nn::resnet::{self, Depth};
 use inspectd::nn::{self, Backbone, BackboneSpec, destseg as seg, ntsnet as nts, teacher::Teacher};
@@ -142,6 +143,7 @@ fn every_variant_of_ntsnet_learns() {
         ("the paper's", whole.clone()),
         ("second", network(|n| n.transformers = nts::Transformers::Second)),
         ("plain", network(|n| n.transformers = nts::Transformers::None)),
+        ("global", network(|n| n.attention = Attention::Global)),
         ("deep", network(|n| n.student = nts::Student::Resnet34)),
         ("one level", network(|n| n.levels = [true, false, false])),
         ("no EMAN", ntsnet::Config { eman: ntsnet::Eman::Off, ..whole.clone() }),

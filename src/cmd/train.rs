@@ -1,27 +1,26 @@
 //! `inspectd train`: a data set in, a bundle of one of the published systems out.
 
-use std::fs;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use inspectd::dataset::{self, Category, Purpose, pictures::Pictures};
 use inspectd::detector::bundle::{self, BackboneCard};
 use inspectd::detector::input::Input;
-use inspectd::detector::{destseg as destseg_detector, ntsnet as ntsnet_detector};
 use inspectd::nn::engine::{self, Engine};
-use inspectd::nn::teacher::Teacher;
 use inspectd::nn::{self, BackboneSpec};
 use inspectd::synth::source::Source;
 use inspectd::synth::{SampleKey, Tag};
 use inspectd::teach::Good;
-use inspectd::train::finish::{self, Goods, Origin, System};
-use inspectd::train::{self, Budget, Trainee, destseg, health, ntsnet};
+use inspectd::train::finish::{self, Goods, Origin};
+use inspectd::train::{self, Budget, health};
 use rand::seq::SliceRandom;
-use serde::{Deserialize, Serialize};
+
+use self::systems::{Config, Given, Prepared, Word};
+
+mod systems;
 
 /// Train DeSTSeg or NTSNet on good parts
 #[derive(clap::Args)]
@@ -99,32 +98,6 @@ pub struct Args {
     force: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Word {
-    DeStSeg,
-    NtsNet,
-}
-
-impl FromStr for Word {
-    type Err = anyhow::Error;
-
-    fn from_str(word: &str) -> Result<Self> {
-        match word {
-            "destseg" => Ok(Self::DeStSeg),
-            "ntsnet" => Ok(Self::NtsNet),
-            _ => bail!("system {word}: must be destseg or ntsnet"),
-        }
-    }
-}
-
-/// The file of `--config`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Config {
-    destseg: Option<destseg::Config>,
-    ntsnet: Option<ntsnet::Config>,
-}
-
 #[expect(clippy::disallowed_methods, reason = "a command measures its own run")]
 pub fn run(args: &Args) -> Result<()> {
     bundle::check_place(&args.out, args.force || args.resume)?;
@@ -135,17 +108,11 @@ pub fn run(args: &Args) -> Result<()> {
     );
     let minutes = args.minutes.unwrap_or(0.0);
     ensure!(minutes.is_finite() && minutes >= 0.0, "minutes = {minutes}: must be above 0");
-    let teacher = Teacher::of(&args.backbone).with_context(|| {
-        format!(
-            "backbone {}: a teacher is compact, resnet18:FILE or resnet34:FILE",
-            args.backbone.word()
-        )
-    })?;
     let category = category(args)?;
-    let config = read_config(args)?;
+    let config = Config::read(args.config.as_deref())?;
     let input = Input { width: args.size, height: args.size };
     input.check()?;
-    let backbone = nn::load(&args.backbone, inspectd::nn::teacher::LEVELS)?;
+    let backbone = nn::load(&args.backbone, args.system.levels())?;
     let engine = Engine::new(&engine::Config { threads: args.threads, pin: false })?;
     let source = Arc::new(Source::open(args.source.as_deref())?);
 
@@ -169,34 +136,17 @@ pub fn run(args: &Args) -> Result<()> {
     );
     let pictures = Arc::new(pictures);
 
-    let (mut trainee, system, settings): (Box<dyn Trainee>, System, String) = match args.system {
-        Word::DeStSeg => {
-            let config = destseg_config(args, config, &category, teacher);
-            println!("corruptions: {}", source.words());
-            let card =
-                destseg_detector::Card { variant: config.network, top: destseg_detector::TOP };
-            let settings = toml::to_string(&config)?;
-            let trainee = destseg::DeStSeg::new(
-                config,
-                input,
-                &backbone,
-                pictures,
-                Arc::clone(&source),
-                args.seed,
-                &engine,
-            )?;
-            (Box::new(trainee), System::DeStSeg(card), settings)
-        }
-        Word::NtsNet => {
-            let config = ntsnet_config(args, config, taught.len(), teacher);
-            let fusion = ntsnet_detector::Fusion::default();
-            let card = ntsnet_detector::Card { network: config.network, fusion };
-            let settings = toml::to_string(&config)?;
-            let trainee =
-                ntsnet::NtsNet::new(config, input, &backbone, pictures, args.seed, &engine)?;
-            (Box::new(trainee), System::NtsNet(card), settings)
-        }
+    let given = Given {
+        args,
+        config,
+        category: &category,
+        backbone: &backbone,
+        input,
+        pictures,
+        source: Arc::clone(&source),
+        engine: &engine,
     };
+    let Prepared { mut trainee, system, settings, seen_anomalies } = args.system.prepare(given)?;
     let folder = args.out.with_added_extension("training");
     let budget = Budget {
         time: args.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
@@ -264,6 +214,7 @@ pub fn run(args: &Args) -> Result<()> {
         seed: args.seed,
         significant_bits: args.significant_bits,
         steps: (ended.steps, trainee.steps()),
+        seen_anomalies,
     };
     let goods = Goods { taught: &taught, held_out: &held_out };
     let finished =
@@ -305,12 +256,6 @@ fn category(args: &Args) -> Result<Category> {
     Ok(category)
 }
 
-fn read_config(args: &Args) -> Result<Config> {
-    let Some(path) = &args.config else { return Ok(Config::default()) };
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    toml::from_str(&text).with_context(|| path.display().to_string())
-}
-
 /// Good parts to learn from, and those kept for the thresholds.
 fn split(category: &Category, args: &Args) -> (Vec<Good>, Vec<Good>) {
     let mut goods: Vec<Good> = category
@@ -327,38 +272,6 @@ fn split(category: &Category, args: &Args) -> (Vec<Good>, Vec<Good>) {
 
 /// The draw of held-out pictures, apart from those of epochs.
 const HOLDOUT: u64 = u64::MAX - 1;
-
-fn destseg_config(
-    args: &Args,
-    config: Config,
-    category: &Category,
-    teacher: Teacher,
-) -> destseg::Config {
-    let mut own = config.destseg.unwrap_or_else(|| destseg::Config {
-        rotation: destseg::Rotation::of_category(&category.name),
-        ..destseg::Config::default()
-    });
-    own.network.teacher = teacher;
-    own.batch = args.batch.unwrap_or(own.batch);
-    if let Some(steps) = args.steps {
-        let whole = own.steps().max(1);
-        let student = (own.student_steps * steps).div_ceil(whole).max(1);
-        own.segmentation_steps =
-            if own.steps() > own.student_steps { steps.saturating_sub(student) } else { 0 };
-        own.student_steps = student;
-    }
-    own
-}
-
-fn ntsnet_config(args: &Args, config: Config, pictures: usize, teacher: Teacher) -> ntsnet::Config {
-    let mut own = config.ntsnet.unwrap_or_default();
-    own.network.teacher = teacher;
-    own.batch = args.batch.unwrap_or(own.batch).min(pictures.max(2));
-    if let Some(steps) = args.steps {
-        own.epochs = steps.div_ceil(ntsnet::steps_of_epoch(own.batch, pictures)).max(1);
-    }
-    own
-}
 
 fn bar(steps: u64) -> ProgressBar {
     ProgressBar::new(steps).with_style(

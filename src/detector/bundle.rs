@@ -15,13 +15,14 @@
 
 mod card;
 mod seal;
+mod system;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use image::{DynamicImage, ImageFormat};
 use sha2::{Digest, Sha256};
@@ -31,14 +32,13 @@ pub use card::{
     TrainingData,
 };
 pub use seal::{Golden, SEAL_TOLERANCE, seal};
+pub use system::System;
 
-use super::destseg::{self, DeStSeg};
-use super::ntsnet::{self, NtsNet};
-use super::patch_prototypes::{self, PatchPrototypes};
+use super::patch_prototypes::PatchPrototypes;
 use super::{AnomalyMap, Detection, Detector};
 use crate::frame::Image;
 use crate::nn::engine::Engine;
-use crate::nn::weights::hex;
+use crate::nn::weights::{Weights, hex};
 use crate::unfinished::Unfinished;
 
 /// The version of the folder's format that this program reads and writes.
@@ -74,16 +74,11 @@ fn detector(
     tensors: BTreeMap<String, Tensor>,
     engine: &Engine,
 ) -> Result<Box<dyn Detector>> {
-    Ok(match card.system.as_str() {
-        patch_prototypes::SYSTEM => Box::new(PatchPrototypes::from_bundle(card, tensors, engine)?),
-        destseg::SYSTEM => Box::new(DeStSeg::from_bundle(card, tensors, engine)?),
-        ntsnet::SYSTEM => Box::new(NtsNet::from_bundle(card, tensors, engine)?),
-        other => bail!(
-            "{CARD}: system = \"{other}\" is not known to this inspectd ({}); known: {}",
-            env!("CARGO_PKG_VERSION"),
-            [patch_prototypes::SYSTEM, destseg::SYSTEM, ntsnet::SYSTEM].join(", ")
-        ),
-    })
+    let Some(system) = System::of(card).context(CARD)? else {
+        return Ok(Box::new(PatchPrototypes::from_bundle(card, tensors, engine)?));
+    };
+    let weights = Weights::from_tensors(WEIGHTS, tensors)?;
+    system.detector(card.input, &weights, engine)
 }
 
 /// The card alone, checked; nothing else of the bundle is read.

@@ -6,13 +6,9 @@
 //! Without the segmentation network the map is the product of the cosine distances of the three levels
 //! (the paper's DeST).
 
-use std::collections::BTreeMap;
-
-use anyhow::{Context, Result, ensure};
-use candle_core::Tensor;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::bundle;
 use super::input::Input;
 use super::network::{Network, top_mean};
 use super::{AnomalyMap, Detection, Detector};
@@ -59,6 +55,8 @@ struct Work {
 }
 
 impl DeStSeg {
+    /// `weights` are named as the published checkpoints name them.
+    ///
     /// # Errors
     /// A tensor that is missing, of another shape or not finite; T = 0.
     pub fn new(card: Card, input: Input, weights: &Weights, engine: &Engine) -> Result<DeStSeg> {
@@ -82,17 +80,6 @@ impl DeStSeg {
             network,
             work: Work::default(),
         })
-    }
-
-    /// From the tensors of a bundle, named as the published checkpoints name them.
-    pub fn from_bundle(
-        card: &bundle::Card,
-        tensors: BTreeMap<String, Tensor>,
-        engine: &Engine,
-    ) -> Result<DeStSeg> {
-        let own = card.destseg.context("table [destseg] is missing")?;
-        let weights = Weights::from_tensors("weights.safetensors", tensors)?;
-        DeStSeg::new(own, card.input, &weights, engine)
     }
 
     fn judge(&mut self, image: &Image) -> Result<Detection> {

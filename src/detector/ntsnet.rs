@@ -2,13 +2,9 @@
 //! features part, something is not as on good parts. The distances of the levels are brought to the
 //! picture's size, smoothed and fused; the score is the largest value of the map.
 
-use std::collections::BTreeMap;
-
-use anyhow::{Context, Result, ensure};
-use candle_core::Tensor;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::bundle;
 use super::input::Input;
 use super::network::{Network, top_mean};
 use super::{AnomalyMap, Detection, Detector};
@@ -94,7 +90,9 @@ struct Level {
 }
 
 impl Fusion {
-    fn check(&self) -> Result<()> {
+    /// # Errors
+    /// A σ that is none.
+    pub fn check(&self) -> Result<()> {
         let sigma = self.sigma_px;
         ensure!(
             sigma.is_finite() && (0.0..=64.0).contains(&sigma),
@@ -144,6 +142,8 @@ impl Maps {
 }
 
 impl NtsNet {
+    /// `weights` lie under `teacher.` and `student.`.
+    ///
     /// # Errors
     /// A tensor that is missing, of another shape or not finite; a σ that is none, no level.
     pub fn new(card: Card, input: Input, weights: &Weights, engine: &Engine) -> Result<NtsNet> {
@@ -158,17 +158,6 @@ impl NtsNet {
         let maps = Maps::new(fusion, &sizes, (input.height, input.width), engine)?;
         let levels = vec![Vec::new(); sizes.len()];
         Ok(NtsNet { input, network, maps, levels, work: Vec::new() })
-    }
-
-    /// From the tensors of a bundle, under `teacher.` and `student.`.
-    pub fn from_bundle(
-        card: &bundle::Card,
-        tensors: BTreeMap<String, Tensor>,
-        engine: &Engine,
-    ) -> Result<NtsNet> {
-        let own = card.ntsnet.context("table [ntsnet] is missing")?;
-        let weights = Weights::from_tensors("weights.safetensors", tensors)?;
-        NtsNet::new(own, card.input, &weights, engine)
     }
 
     fn judge(&mut self, image: &Image) -> Result<Detection> {

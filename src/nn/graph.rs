@@ -154,6 +154,8 @@ pub enum Op {
     /// values [C, H, W]: softmax over the window's nine places, and for channel c the sum over o of
     /// a[c mod G, o] times the value at o, zero outside (NTSNet's CoT block, mode `local`).
     WindowAttention,
+    /// Softmax over the places of each channel.
+    PlaceSoftmax,
     /// x [C, H, W] and region means g [C, S, S] → [1, H, W]: the cosine between each place and the
     /// mean of its region, norms no smaller than 10⁻¹².
     CosineToMean,
@@ -366,6 +368,10 @@ impl Graph {
         assert_eq!((a.height, a.width), (v.height, v.width));
         assert!(a.channels.is_multiple_of(9) && v.channels.is_multiple_of(a.channels / 9));
         self.push(Op::WindowAttention, &[logits, values], v)
+    }
+
+    pub fn place_softmax(&mut self, xs: Value) -> Value {
+        self.push(Op::PlaceSoftmax, &[xs], self.dims(xs))
     }
 
     pub fn cosine_to_mean(&mut self, xs: Value, means: Value) -> Value {

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cot::cot_block;
+use super::cot::{Attention, cot_block};
 use super::graph::{Conv, Distance, Graph, Value};
 use super::layers::{conv_bn_relu, join};
 use super::resnet;
@@ -22,6 +22,7 @@ pub struct Variant {
     pub student: Student,
     /// Which convolutions of the student are contextual transformer blocks (N-2).
     pub transformers: Transformers,
+    pub attention: Attention,
     /// Levels compared, of layer1, layer2 and layer3 (paper, table 5).
     pub levels: [bool; LEVELS],
 }
@@ -32,6 +33,7 @@ impl Default for Variant {
             teacher: Teacher::default(),
             student: Student::default(),
             transformers: Transformers::default(),
+            attention: Attention::default(),
             levels: [true; LEVELS],
         }
     }
@@ -102,7 +104,7 @@ impl Variant {
         let c_in = g.dims(xs).channels;
         let keeps = stride == 1 && c_in == c_out;
         let ys = if keeps && self.transformers == Transformers::All {
-            let ys = cot_block(g, xs, &format!("{at}conv1."));
+            let ys = cot_block(g, xs, &format!("{at}conv1."), self.attention);
             let ys = g.batch_norm(ys, format!("{at}bn1"));
             g.relu(ys)
         } else {
@@ -112,7 +114,7 @@ impl Variant {
         let ys = if self.transformers == Transformers::None {
             g.conv(ys, Conv::new(format!("{at}conv2"), c_out, c_out, 3))
         } else {
-            cot_block(g, ys, &format!("{at}conv2."))
+            cot_block(g, ys, &format!("{at}conv2."), self.attention)
         };
         let ys = g.batch_norm(ys, format!("{at}bn2"));
         join(g, xs, ys, at, stride)

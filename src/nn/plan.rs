@@ -29,6 +29,7 @@ use crate::ops::cosine_map::{self, Distance, Level};
 use crate::ops::depthwise::Depthwise;
 use crate::ops::feature_map::{Buffer, ByteBuffer, FeatureMap, Shape};
 use crate::ops::patch_attention::{self, patch_attention};
+use crate::ops::place_softmax::place_softmax;
 use crate::ops::prototype_residual::Prototypes;
 use crate::ops::simd::Isa;
 use crate::ops::stem_conv::{Planes, StemConv};
@@ -103,6 +104,7 @@ enum Work {
         patch: usize,
     },
     WindowAttention,
+    PlaceSoftmax,
     CosineToMean,
     LevelCounts {
         rule: LevelRule,
@@ -286,6 +288,9 @@ impl Plan {
                 let [logits, values] = self.arguments(step);
                 window_attention(team, self.isa, &logits, &values, &to);
             }
+            Work::PlaceSoftmax => {
+                place_softmax(team, self.isa, map(&step.from[0]), to);
+            }
             Work::CosineToMean => {
                 let [xs, means] = self.arguments(step);
                 texture::cosine_to_mean(team, self.isa, &xs, &means, &to);
@@ -443,9 +448,10 @@ impl Work {
             Self::Upsample(_) => "upsample",
             Self::CosineProduct | Self::CosineDistance { .. } | Self::CosineToMean => "cosine",
             Self::PrototypeResidual(_) => "residual",
-            Self::PatchAttention { .. } | Self::WindowAttention | Self::LevelAttention => {
-                "attention"
-            }
+            Self::PatchAttention { .. }
+            | Self::WindowAttention
+            | Self::PlaceSoftmax
+            | Self::LevelAttention => "attention",
             Self::LevelCounts { .. }
             | Self::CoOccurrence { .. }
             | Self::RepeatRegions
@@ -465,6 +471,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::nn::cot::Attention;
     use crate::nn::graph;
     use crate::nn::resnet::Depth;
     use crate::nn::{compact, destseg, mlff, ntsnet, prn, reference, resnet};
@@ -569,9 +576,11 @@ mod tests {
 
     #[test]
     fn whole_networks_compute_what_their_graphs_say() {
+        let global = ntsnet::Variant { attention: Attention::Global, ..Default::default() };
         check_networks(&[
             ("destseg", destseg::graph(64, 64)),
             ("ntsnet", ntsnet::graph(64, 64)),
+            ("ntsnet, global", global.graph(64, 64)),
             ("prn", prn::graph(128, [3; 3])),
         ]);
     }

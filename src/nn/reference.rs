@@ -140,6 +140,9 @@ fn step(node: &Node, xs: &[&Tensor], parameters: &impl Parameters) -> Result<Ten
         }
         (Op::PatchAttention { patch }, [q, k, v]) => patch_attention(q, k, v, *patch)?,
         (Op::WindowAttention, [logits, values]) => window_attention(logits, values)?,
+        (Op::PlaceSoftmax, [x]) => {
+            ops::softmax(&x.contiguous()?.flatten_from(2)?, D::Minus1)?.reshape(x.shape())?
+        }
         (Op::CosineToMean, [x, means]) => cosine_to_mean(x, means)?,
         (Op::LevelCounts { levels, rule }, [m]) => levels::counts(m, *levels, *rule)?,
         (Op::CoOccurrence { levels, regions, rule }, [m]) => {

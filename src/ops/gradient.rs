@@ -7,6 +7,7 @@ pub mod batch_norm;
 pub mod conv;
 pub mod cosine;
 pub mod elementwise;
+pub mod place_softmax;
 pub mod pooling;
 pub mod upsample;
 pub mod window_attention;

@@ -20,6 +20,7 @@ use super::parameters::{Parameters, Start};
 use super::tape::{Statistics, Tape, Training};
 use super::{Losses, Trainee};
 use crate::dataset::pictures::Pictures;
+use crate::detector::destseg::TOP;
 use crate::detector::input::Input;
 use crate::nn::Backbone;
 use crate::nn::destseg::{SEGMENTATION, STUDENT, Segmentation, TEACHER, Variant};
@@ -57,6 +58,8 @@ pub struct Config {
     pub corruption: TexturedConfig,
     /// D-5.
     pub rotation: Rotation,
+    /// T, how many of the map's largest values the score is the mean of; the paper tunes it.
+    pub top: usize,
 }
 
 /// How the cosine loss goes over a batch (D-2).
@@ -100,6 +103,7 @@ impl Default for Config {
             l1: true,
             corruption: TexturedConfig::default(),
             rotation: Rotation::default(),
+            top: TOP,
         }
     }
 }
@@ -119,6 +123,7 @@ impl Config {
             "destseg.gamma = {}: must lie between 1 and 16 (4 is the paper's)",
             self.gamma
         );
+        ensure!(self.top > 0, "destseg.top = 0: a score is the mean of 1 or more values");
         for (key, rate) in [
             ("student_rate", self.student_rate),
             ("residual_rate", self.residual_rate),

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::parameters::Parameters;
 use crate::calibrate;
-use crate::detector::bundle::{self, BackboneCard, Card, Golden, TrainingData};
+use crate::detector::Detector;
+use crate::detector::bundle::{self, BackboneCard, Card, Golden, System, TrainingData};
 use crate::detector::input::Input;
-use crate::detector::{Detector, destseg, ntsnet};
 use crate::nn::engine::Engine;
 use crate::nn::plan::Precision;
 use crate::teach::pictures::{Good, Register};
@@ -26,13 +26,8 @@ pub struct Origin {
     pub significant_bits: u32,
     /// Steps made, and of the whole schedule.
     pub steps: (u64, u64),
-}
-
-/// Which system, with its part of the card.
-#[derive(Clone, Copy, Debug)]
-pub enum System {
-    DeStSeg(destseg::Card),
-    NtsNet(ntsnet::Card),
+    /// Defects of the test set that were learned from, by name.
+    pub seen_anomalies: Vec<String>,
 }
 
 /// The pictures.
@@ -61,14 +56,7 @@ pub fn finish(
     engine: &Engine,
 ) -> Result<Finished> {
     let weights = parameters.weights("the trained network")?;
-    let mut detector: Box<dyn Detector> = match origin.system {
-        System::DeStSeg(card) => {
-            Box::new(destseg::DeStSeg::new(card, origin.input, &weights, engine)?)
-        }
-        System::NtsNet(card) => {
-            Box::new(ntsnet::NtsNet::new(card, origin.input, &weights, engine)?)
-        }
-    };
+    let mut detector = origin.system.detector(origin.input, &weights, engine)?;
     let bits = origin.significant_bits;
     let mut register = Register::default();
     for some in goods.taught.chunks(BATCH) {
@@ -92,12 +80,8 @@ pub fn finish(
     pictures.push(blot(&pictures[0]));
     let golden: Vec<Golden> =
         pictures.iter().map(|image| one(detector.as_mut(), image)).collect::<Result<_>>()?;
-    let (system, destseg, ntsnet) = match origin.system {
-        System::DeStSeg(card) => (destseg::SYSTEM, Some(card), None),
-        System::NtsNet(card) => (ntsnet::SYSTEM, None, Some(card)),
-    };
-    let card = Card {
-        system: system.to_owned(),
+    let mut card = Card {
+        system: String::new(),
         version: bundle::VERSION,
         inspectd: env!("CARGO_PKG_VERSION").to_owned(),
         revision: option_env!("INSPECTD_REVISION").unwrap_or("unknown").to_owned(),
@@ -106,8 +90,8 @@ pub fn finish(
         input: origin.input,
         backbone: origin.backbone.clone(),
         prototypes: None,
-        destseg,
-        ntsnet,
+        destseg: None,
+        ntsnet: None,
         int8: None,
         threshold,
         calibration,
@@ -118,11 +102,12 @@ pub fn finish(
             significant_bits: bits,
             unreadable: register.unreadable.len(),
             copies: register.copies.len(),
-            seen_anomalies: Vec::new(),
+            seen_anomalies: origin.seen_anomalies.clone(),
         },
         training: Some(bundle::Training { steps: origin.steps.0, schedule: origin.steps.1 }),
         files: BTreeMap::new(),
     };
+    origin.system.write(&mut card);
     Ok(Finished { card, golden })
 }
 

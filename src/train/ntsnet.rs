@@ -18,6 +18,7 @@ use super::tape::{Statistics, Tape, Training};
 use super::{Losses, Trainee};
 use crate::dataset::pictures::Pictures;
 use crate::detector::input::Input;
+use crate::detector::ntsnet::Fusion;
 use crate::nn::Backbone;
 use crate::nn::engine::Engine;
 use crate::nn::ntsnet::{STUDENT, TEACHER, Variant};
@@ -36,6 +37,8 @@ pub struct Config {
     /// m, how much of its statistics a teacher keeps with each step.
     pub eman_momentum: f32,
     pub student_norms: StudentNorms,
+    /// How the distances become a map (N-3, N-4).
+    pub fusion: Fusion,
 }
 
 /// N-1.
@@ -88,6 +91,7 @@ impl Default for Config {
             eman: Eman::default(),
             eman_momentum: 0.99,
             student_norms: StudentNorms::default(),
+            fusion: Fusion::default(),
         }
     }
 }
@@ -111,7 +115,7 @@ impl Config {
             self.network.levels.contains(&true),
             "ntsnet.network.levels = [false, false, false]: one level at least is compared"
         );
-        Ok(())
+        self.fusion.check()
     }
 }
 

@@ -24,6 +24,7 @@ use crate::ops::gradient::accumulate::Accumulate;
 use crate::ops::gradient::batch_norm::{self, BatchNorm, Forward};
 use crate::ops::gradient::conv::TrainConv;
 use crate::ops::gradient::upsample as upsample_gradient;
+use crate::ops::place_softmax::place_softmax;
 use crate::ops::simd::LANES;
 use crate::ops::upsample::Upsample;
 use crate::ops::window_attention::window_attention;
@@ -94,6 +95,7 @@ enum Work {
     CosineProduct,
     CosineDistance(Distance),
     WindowAttention,
+    PlaceSoftmax,
 }
 
 struct Convolution {
@@ -278,6 +280,7 @@ impl Step {
                 cosine_map::cosine_distances(team, isa, *rule, &[level]);
             }
             Work::WindowAttention => window_attention(team, isa, &x, &second(), &y),
+            Work::PlaceSoftmax => place_softmax(team, isa, x, y),
         }
         Ok(())
     }

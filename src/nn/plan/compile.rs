@@ -383,6 +383,7 @@ impl Compiler<'_> {
             }
             Op::PatchAttention { patch } => Work::PatchAttention { patch: *patch },
             Op::WindowAttention => Work::WindowAttention,
+            Op::PlaceSoftmax => Work::PlaceSoftmax,
             Op::CosineToMean => Work::CosineToMean,
             Op::LevelCounts { rule, .. } => Work::LevelCounts { rule: *rule },
             Op::CoOccurrence { rule, .. } => Work::CoOccurrence { rule: *rule },

@@ -9,6 +9,7 @@ use crate::nn::engine::Engine;
 use crate::ops::feature_map::{Buffer, FeatureMap};
 use crate::ops::gradient::accumulate::Accumulate;
 use crate::ops::gradient::batch_norm::{Backward, Relu};
+use crate::ops::gradient::place_softmax::place_softmax;
 use crate::ops::gradient::{cosine, elementwise, pooling, window_attention};
 use crate::ops::simd::LANES;
 use crate::train::parameters::Parameters;
@@ -99,6 +100,9 @@ impl Step {
                         cosine::cosine_distance(team, isa, pair, dy, into, gradient);
                     }
                 }
+            }
+            Work::PlaceSoftmax => {
+                each(&wanted, |into, dx| place_softmax(team, isa, y, dy, into, dx));
             }
             Work::WindowAttention => {
                 let [Some(logits), Some(values)] = wanted[..] else {

@@ -259,7 +259,7 @@ impl Compiler<'_> {
         match &self.graph.nodes()[group.head].op {
             Op::Conv(_) if self.learns(group.head) => group.from.clone(),
             Op::BatchNorm { .. } => vec![group.from[0], group.tail],
-            Op::Relu | Op::LeakyRelu { .. } | Op::Sigmoid => vec![group.tail],
+            Op::Relu | Op::LeakyRelu { .. } | Op::Sigmoid | Op::PlaceSoftmax => vec![group.tail],
             Op::MaxPool => vec![group.from[0], group.tail],
             Op::Mul | Op::CosineProduct | Op::CosineDistance(_) | Op::WindowAttention => {
                 group.from.clone()
@@ -336,6 +336,7 @@ impl Compiler<'_> {
             Op::CosineProduct => Work::CosineProduct,
             Op::CosineDistance(rule) => Work::CosineDistance(*rule),
             Op::WindowAttention => Work::WindowAttention,
+            Op::PlaceSoftmax => Work::PlaceSoftmax,
             op => bail!("{op:?} has no gradient here"),
         })
     }

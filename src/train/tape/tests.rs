@@ -150,6 +150,8 @@ fn a_small_network_of_every_operation_is_candles() {
         let spread = g.upsample(mean, (4, 6), Resample::Nearest);
         let sum = g.add(up, spread);
         let gate = g.sigmoid(corners);
+        let shares = g.place_softmax(corners);
+        let sum = g.add(sum, shares);
         let product = g.mul(sum, gate);
         let slope = g.leaky_relu(product, 0.2);
         let product = g.cosine_product(slope, up);

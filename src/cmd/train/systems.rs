@@ -1,0 +1,150 @@
+//! What each system wants of the command: its table of the config, its trainee, its part of the card.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use inspectd::dataset::{Category, pictures::Pictures};
+use inspectd::detector::bundle::System;
+use inspectd::detector::input::Input;
+use inspectd::detector::{destseg as destseg_detector, ntsnet as ntsnet_detector};
+use inspectd::nn::Backbone;
+use inspectd::nn::engine::Engine;
+use inspectd::nn::teacher::{self, Teacher};
+use inspectd::synth::source::Source;
+use inspectd::train::{Trainee, destseg, ntsnet};
+use serde::{Deserialize, Serialize};
+
+use super::Args;
+
+/// Which system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    DeStSeg,
+    NtsNet,
+}
+
+/// The file of `--config`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    destseg: Option<destseg::Config>,
+    ntsnet: Option<ntsnet::Config>,
+}
+
+/// What a system is trained from.
+pub struct Given<'a> {
+    pub args: &'a Args,
+    pub config: Config,
+    pub category: &'a Category,
+    pub backbone: &'a Backbone,
+    pub input: Input,
+    /// Good parts to learn from.
+    pub pictures: Arc<Pictures>,
+    /// Of corruptions.
+    pub source: Arc<Source>,
+    pub engine: &'a Engine,
+}
+
+/// A system ready for its first step.
+pub struct Prepared {
+    pub trainee: Box<dyn Trainee>,
+    pub system: System,
+    /// All that was set, as text.
+    pub settings: String,
+    /// Defects of the test set that are learned from.
+    pub seen_anomalies: Vec<String>,
+}
+
+impl FromStr for Word {
+    type Err = anyhow::Error;
+
+    fn from_str(word: &str) -> Result<Self> {
+        match word {
+            "destseg" => Ok(Self::DeStSeg),
+            "ntsnet" => Ok(Self::NtsNet),
+            _ => bail!("system {word}: must be destseg or ntsnet"),
+        }
+    }
+}
+
+impl Config {
+    pub fn read(path: Option<&Path>) -> Result<Config> {
+        let Some(path) = path else { return Ok(Config::default()) };
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        toml::from_str(&text).with_context(|| path.display().to_string())
+    }
+}
+
+impl Word {
+    /// Levels of the backbone that it needs.
+    pub fn levels(self) -> usize {
+        teacher::LEVELS
+    }
+
+    /// # Errors
+    /// A backbone that it can't have, settings that can't be meant.
+    pub fn prepare(self, given: Given<'_>) -> Result<Prepared> {
+        match self {
+            Word::DeStSeg => destseg(given),
+            Word::NtsNet => ntsnet(given),
+        }
+    }
+}
+
+fn teacher(args: &Args) -> Result<Teacher> {
+    Teacher::of(&args.backbone).with_context(|| {
+        format!(
+            "backbone {}: a teacher is compact, resnet18:FILE or resnet34:FILE",
+            args.backbone.word()
+        )
+    })
+}
+
+fn destseg(given: Given<'_>) -> Result<Prepared> {
+    let Given { args, config, category, backbone, input, pictures, source, engine } = given;
+    let mut own = config.destseg.unwrap_or_else(|| destseg::Config {
+        rotation: destseg::Rotation::of_category(&category.name),
+        ..destseg::Config::default()
+    });
+    own.network.teacher = teacher(args)?;
+    own.batch = args.batch.unwrap_or(own.batch);
+    if let Some(steps) = args.steps {
+        let whole = own.steps().max(1);
+        let student = (own.student_steps * steps).div_ceil(whole).max(1);
+        own.segmentation_steps =
+            if own.steps() > own.student_steps { steps.saturating_sub(student) } else { 0 };
+        own.student_steps = student;
+    }
+    println!("corruptions: {}", source.words());
+    let card = destseg_detector::Card { variant: own.network, top: own.top };
+    let settings = toml::to_string(&own)?;
+    let trainee = destseg::DeStSeg::new(own, input, backbone, pictures, source, args.seed, engine)?;
+    Ok(Prepared {
+        trainee: Box::new(trainee),
+        system: System::DeStSeg(card),
+        settings,
+        seen_anomalies: Vec::new(),
+    })
+}
+
+fn ntsnet(given: Given<'_>) -> Result<Prepared> {
+    let Given { args, config, backbone, input, pictures, engine, .. } = given;
+    let mut own = config.ntsnet.unwrap_or_default();
+    own.network.teacher = teacher(args)?;
+    own.batch = args.batch.unwrap_or(own.batch).min(pictures.len().max(2));
+    if let Some(steps) = args.steps {
+        own.epochs = steps.div_ceil(ntsnet::steps_of_epoch(own.batch, pictures.len())).max(1);
+    }
+    let card = ntsnet_detector::Card { network: own.network, fusion: own.fusion };
+    let settings = toml::to_string(&own)?;
+    let trainee = ntsnet::NtsNet::new(own, input, backbone, pictures, args.seed, engine)?;
+    Ok(Prepared {
+        trainee: Box::new(trainee),
+        system: System::NtsNet(card),
+        settings,
+        seen_anomalies: Vec::new(),
+    })
+}

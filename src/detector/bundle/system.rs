@@ -1,0 +1,67 @@
+//! The systems that are a network, each with its own part of the card.
+
+use anyhow::{Context, Result, bail};
+
+use super::Card;
+use crate::detector::input::Input;
+use crate::detector::{Detector, destseg, ntsnet, patch_prototypes};
+use crate::nn::engine::Engine;
+use crate::nn::weights::Weights;
+
+/// Which network, and what its card says of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum System {
+    DeStSeg(destseg::Card),
+    NtsNet(ntsnet::Card),
+}
+
+impl System {
+    /// The one that a card is of; `None` where it is patch prototypes.
+    ///
+    /// # Errors
+    /// A system that is not known; a table that is missing.
+    pub fn of(card: &Card) -> Result<Option<System>> {
+        let table = || format!("table [{}] is missing", card.system);
+        Ok(match card.system.as_str() {
+            patch_prototypes::SYSTEM => None,
+            destseg::SYSTEM => Some(System::DeStSeg(card.destseg.with_context(table)?)),
+            ntsnet::SYSTEM => Some(System::NtsNet(card.ntsnet.with_context(table)?)),
+            other => bail!(
+                "system = \"{other}\" is not known to this inspectd ({}); known: {}",
+                env!("CARGO_PKG_VERSION"),
+                [patch_prototypes::SYSTEM, destseg::SYSTEM, ntsnet::SYSTEM].join(", ")
+            ),
+        })
+    }
+
+    /// Its word in a card.
+    pub fn word(&self) -> &'static str {
+        match self {
+            System::DeStSeg(_) => destseg::SYSTEM,
+            System::NtsNet(_) => ntsnet::SYSTEM,
+        }
+    }
+
+    /// Puts its table into a card, and its word.
+    pub fn write(self, card: &mut Card) {
+        card.system = self.word().to_owned();
+        match self {
+            System::DeStSeg(own) => card.destseg = Some(own),
+            System::NtsNet(own) => card.ntsnet = Some(own),
+        }
+    }
+
+    /// # Errors
+    /// A tensor that is missing, of another shape or not finite; settings that can't be meant.
+    pub fn detector(
+        self,
+        input: Input,
+        weights: &Weights,
+        engine: &Engine,
+    ) -> Result<Box<dyn Detector>> {
+        Ok(match self {
+            System::DeStSeg(own) => Box::new(destseg::DeStSeg::new(own, input, weights, engine)?),
+            System::NtsNet(own) => Box::new(ntsnet::NtsNet::new(own, input, weights, engine)?),
+        })
+    }
+}
