@@ -17,16 +17,19 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::detector::Detection;
 use crate::frame::Frame;
 use crate::journal::rfc3339;
 use crate::output::Outcome;
 use crate::picture::{self, overlay};
-use crate::verdict::{Region, Verdict};
+use crate::verdict::Verdict;
 
+mod read;
 mod stock;
+
+pub use read::{Recorded, Recordings, Word, read};
 
 use stock::{Kind, Stock, on_disk};
 
@@ -88,6 +91,10 @@ pub struct Evidence {
     /// `None`: the outcome's threshold is taken.
     pub map_limit: Option<f32>,
 }
+
+/// The lists of a day.
+const REJECTS: &str = "rejects.jsonl";
+const SAMPLES: &str = "samples.jsonl";
 
 /// What became of a part's evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,8 +188,8 @@ impl Archive {
         }
         let line = json_line(outcome, !files.is_empty())?;
         let list = match outcome.verdict {
-            Verdict::Accept => "samples.jsonl",
-            Verdict::Reject(_) => "rejects.jsonl",
+            Verdict::Accept => SAMPLES,
+            Verdict::Reject(_) => REJECTS,
         };
         let contents = files.iter().map(|(_, file)| file.len()).chain([line.len()]);
         let room = contents.map(|length| on_disk(length as u64)).sum::<u64>();
@@ -243,38 +250,20 @@ fn map_overlay(evidence: &Evidence, frame: &Frame) -> Result<Option<Vec<u8>>> {
     picture::rgb_png(&overlay::overlay(&frame.image, &detection.map, limit, region)).map(Some)
 }
 
-/// One part in the day's list.
-#[derive(Serialize)]
-struct Line<'a> {
-    time: String,
-    part: u64,
-    camera: &'a str,
-    name: &'a str,
-    verdict: &'static str,
-    cause: Option<&'static str>,
-    reason: Option<&'a str>,
-    /// `null` also where the score is not a finite number.
-    score: Option<f32>,
-    threshold: Option<f32>,
-    region: Option<Region>,
-    latency_ms: f64,
-    image: Option<String>,
-}
-
 fn json_line(outcome: &Outcome, has_picture: bool) -> Result<String> {
     let cause = match outcome.verdict {
         Verdict::Accept => None,
-        Verdict::Reject(cause) => Some(cause.word()),
+        Verdict::Reject(cause) => Some(cause),
     };
-    let line = Line {
+    let line = Recorded {
         time: rfc3339(outcome.triggered_at),
         part: outcome.part.0,
-        camera: &outcome.camera,
-        name: &outcome.name,
-        verdict: if cause.is_none() { "accept" } else { "reject" },
+        camera: outcome.camera.to_string(),
+        name: outcome.name.to_string(),
+        verdict: if cause.is_none() { Word::Accept } else { Word::Reject },
         cause,
-        reason: outcome.reason.as_deref(),
-        score: outcome.score,
+        reason: outcome.reason.as_deref().map(str::to_owned),
+        score: outcome.score.filter(|score| score.is_finite()),
         threshold: outcome.threshold,
         region: outcome.region,
         latency_ms: (outcome.latency.as_secs_f64() * 1e6).round() / 1e3,

@@ -32,6 +32,7 @@ pub mod dataset;
 pub mod eval;
 pub mod metrics;
 pub mod plot;
+pub mod replay;
 pub mod synth;
 pub mod teach;
 pub mod train;

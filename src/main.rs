@@ -26,7 +26,9 @@ enum Command {
     Check(cmd::check::Args),
     Demo(cmd::demo::Args),
     Eval(cmd::eval::Args),
+    Import(cmd::import::Args),
     Ledger(cmd::ledger::Args),
+    Replay(cmd::replay::Args),
     Run(cmd::run::Args),
     Synth(cmd::synth::Args),
     /// Make a bundle from pictures of good parts
@@ -54,6 +56,8 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Bench(args) => cmd::bench::run(&args),
         Command::Check(args) => cmd::check::run(&args),
         Command::Demo(args) => cmd::demo::run(&args, level),
+        Command::Replay(args) => cmd::replay::run(&args),
+        Command::Import(args) => cmd::import::run(&args),
         Command::Run(args) => cmd::run::run(&args, level),
         Command::Synth(args) => cmd::synth::run(&args),
         Command::Teach(args) => cmd::teach::run(&args),

@@ -16,6 +16,7 @@ pub enum Verdict {
 
 /// Why a part is rejected. All but [`Cause::Anomaly`] mean that it was *not inspected*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Cause {
     /// The score is at or above the threshold.

@@ -90,6 +90,7 @@ impl Plant {
             [archive]
             folder = 'rejects'
             max_gib = 0.1
+            accepted_every = 1
             min_free_gib = 0.0
             "
         );
@@ -214,6 +215,50 @@ fn each_picture_of_a_folder_gets_the_verdict_of_its_score() {
     }
     assert!(rejects > 0 && rejects < plant.parts, "both verdicts are seen: {rejects}");
     assert_eq!(plant.records().len() as u64, plant.parts);
+}
+
+#[test]
+fn what_a_line_kept_is_judged_again() {
+    let plant = Plant::new(12);
+    let config = plant.config(1000.0, false, "");
+    assert!(Daemon::start(&config).end().0);
+    let replay = |args: &[&str]| -> serde_json::Value {
+        let figures = plant.at("replay.json");
+        let output = inspectd()
+            .args(["replay", "--config"])
+            .arg(&config)
+            .arg("--json")
+            .arg(&figures)
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&fs::read(figures).unwrap()).unwrap()
+    };
+    let records = plant.records();
+    let rejects = records.iter().filter(|record| record.verdict != Verdict::Accept).count();
+    assert!(rejects > 0 && rejects < records.len());
+
+    // The same model and limits say the same.
+    let same = replay(&[]);
+    let changes = &same["changes"];
+    assert_eq!((&same["parts"], &changes["same_reject"]), (&12.into(), &rejects.into()), "{same}");
+    assert_eq!(changes["same_accept"], records.len() - rejects, "{same}");
+    assert!(same["largest_score_change"].as_f64().unwrap() < 1e-3, "{same}");
+
+    // A limit that nothing reaches turns every reject, and shows them.
+    let out = plant.at("flips");
+    let place = out.display().to_string();
+    let other = replay(&["--threshold", "1e6", "--out", &place]);
+    assert_eq!(other["changes"]["reject_to_accept"], rejects, "{other}");
+    let list = fs::read_to_string(out.join("flips.jsonl")).unwrap();
+    assert_eq!(list.lines().count(), rejects);
+    let flip: serde_json::Value = serde_json::from_str(list.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&flip["then"]["verdict"], &flip["now"]["threshold"]),
+        (&"reject".into(), &1e6.into())
+    );
+    assert!(image::open(out.join("sheet.png")).unwrap().width() > 100);
 }
 
 #[test]

@@ -294,6 +294,50 @@ fn a_trained_bundle_is_sealed_and_scores_the_same_again() {
 }
 
 #[test]
+fn a_published_checkpoint_becomes_a_bundle() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = goods(folder.path(), 8);
+    // What is published is a state dict; names and shapes are those of its code.
+    let graph = seg::graph(64, 64);
+    let begin = Parameters::begin(&graph, 4, |_| Some(Start::FanOut));
+    let file = folder.path().join("published.safetensors");
+    candle_core::safetensors::save(&begin.tensors().unwrap().into_iter().collect(), &file).unwrap();
+    let goods = paths[0].parent().unwrap().display().to_string();
+    let import = |weights: &Path, out: &str, more: &[&str]| {
+        let (weights, out) = (weights.display().to_string(), folder.path().join(out));
+        let place = out.display().to_string();
+        let args = ["import", "--system", "destseg", "--data", &goods, "--size", "64"];
+        let output =
+            inspectd(&[&args[..], &["--weights", &weights, "--out", &place], more].concat());
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned(), out)
+    };
+    let (well, said, out) = import(&file, "whole.bundle", &[]);
+    assert!(well, "{said}");
+    let mut loaded = bundle::load(&out, 1, &engine()).unwrap();
+    assert_eq!((loaded.card.training, loaded.card.training_data.taught), (None, 0));
+    let picture = inspectd::camera::folder::read(&paths[0], 16).unwrap();
+    let got = loaded.detector.detect(&[&picture]).unwrap().remove(0);
+    let card = inspectd::detector::destseg::Card { variant: seg::Variant::default(), top: 100 };
+    let weights = begin.weights("drawn").unwrap();
+    let mut want =
+        inspectd::detector::destseg::DeStSeg::new(card, INPUT, &weights, &engine()).unwrap();
+    let want = inspectd::detector::Detector::detect(&mut want, &[&picture]).unwrap().remove(0);
+    assert_eq!(got, want);
+
+    let (well, said, out) = import(&file, "plain.bundle", &["--no-segmentation", "--top", "7"]);
+    assert!(well, "{said}");
+    assert_eq!(bundle::read_card(&out).unwrap().destseg.unwrap().top, 7);
+
+    let foreign = folder.path().join("resnet.safetensors");
+    let graph = resnet::graph(Depth::R18, 4, (64, 64)).unwrap();
+    let resnet = Parameters::begin(&graph, 4, |_| Some(Start::FanOut)).tensors().unwrap();
+    candle_core::safetensors::save(&resnet.into_iter().collect(), &foreign).unwrap();
+    let (well, said, out) = import(&foreign, "foreign.bundle", &[]);
+    assert!(!well && said.contains("not the weights of DeSTSeg"), "{said}");
+    assert!(said.contains("teacher_net.encoder.") && !out.exists(), "{said}");
+}
+
+#[test]
 fn settings_that_cannot_be_meant_are_named() {
     let folder = tempfile::tempdir().unwrap();
     goods(folder.path(), 6);
@@ -313,6 +357,10 @@ fn settings_that_cannot_be_meant_are_named() {
     std::fs::write(&file, "[destseg]\nstudent_rat = 1.0\n").unwrap();
     let error = refused(&["--system", "destseg", "--config", &config]);
     assert!(error.contains("c.toml") && error.contains("student_rat"), "{error}");
+    std::fs::write(&file, "[destseg]\ntop = 0\n[ntsnet.fusion]\nsigma_px = 99.0\n").unwrap();
+    assert!(refused(&["--system", "destseg", "--config", &config]).contains("destseg.top = 0"));
+    let error = refused(&["--system", "ntsnet", "--config", &config]);
+    assert!(error.contains("ntsnet.fusion.sigma_px = 99"), "{error}");
     let error = refused(&["--system", "ntsnet", "--resume"]);
     assert!(error.contains("nothing to resume"), "{error}");
 }

@@ -275,7 +275,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// `2026-05-04`
-fn is_day(name: &str) -> bool {
+pub fn is_day(name: &str) -> bool {
     name.len() == 10
         && name.bytes().enumerate().all(|(at, byte)| match at {
             4 | 7 => byte == b'-',

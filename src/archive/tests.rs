@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::*;
 use crate::detector::AnomalyMap;
 use crate::frame::{FrameId, Image, PartId};
-use crate::verdict::Cause;
+use crate::verdict::{Cause, Region};
 
 const DAY_S: u64 = 86_400;
 /// 2026-05-04T00:00:00Z, by `date -u -d 2026-05-04 +%s`.

@@ -213,7 +213,7 @@ pub fn run(args: &Args) -> Result<()> {
         },
         seed: args.seed,
         significant_bits: args.significant_bits,
-        steps: (ended.steps, trainee.steps()),
+        training: Some(bundle::Training { steps: ended.steps, schedule: trainee.steps() }),
         seen_anomalies,
     };
     let goods = Goods { taught: &taught, held_out: &held_out };

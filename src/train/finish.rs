@@ -24,8 +24,8 @@ pub struct Origin {
     pub backbone: BackboneCard,
     pub seed: u64,
     pub significant_bits: u32,
-    /// Steps made, and of the whole schedule.
-    pub steps: (u64, u64),
+    /// `None` of a network that was trained elsewhere.
+    pub training: Option<bundle::Training>,
     /// Defects of the test set that were learned from, by name.
     pub seen_anomalies: Vec<String>,
 }
@@ -104,7 +104,7 @@ pub fn finish(
             copies: register.copies.len(),
             seen_anomalies: origin.seen_anomalies.clone(),
         },
-        training: Some(bundle::Training { steps: origin.steps.0, schedule: origin.steps.1 }),
+        training: origin.training,
         files: BTreeMap::new(),
     };
     origin.system.write(&mut card);
