@@ -7,6 +7,7 @@
 pub mod checkpoint;
 pub mod curve;
 pub mod destseg;
+pub mod distance_loss;
 pub mod feed;
 pub mod finish;
 pub mod health;

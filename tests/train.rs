@@ -17,6 +17,7 @@ use inspectd::nn::engine::{self, Engine};
 use inspectd::nn::resnet::{self, Depth};
 use inspectd::nn::{self, Backbone, BackboneSpec, destseg as seg, ntsnet as nts, teacher::Teacher};
 use inspectd::synth::source::Source;
+use inspectd::train::distance_loss::Reduction;
 use inspectd::train::parameters::{Parameters, Start};
 use inspectd::train::{self, Budget, Trainee, destseg, ntsnet};
 
@@ -117,11 +118,7 @@ fn every_variant_of_destseg_learns() {
         ("distances", network(|n| n.segmentation = seg::Segmentation::Distances), HEAD),
         ("clean student", destseg::Config { denoising: false, ..whole.clone() }, STUDENT),
         ("focal alone", destseg::Config { l1: false, ..whole.clone() }, HEAD),
-        (
-            "mean over the batch",
-            destseg::Config { reduction: destseg::Reduction::Mean, ..whole },
-            STUDENT,
-        ),
+        ("mean over the batch", destseg::Config { reduction: Reduction::Mean, ..whole }, STUDENT),
     ];
     for (name, config, watched) in cases {
         learns(new_destseg(config, &paths), name, watched);
@@ -150,6 +147,7 @@ fn every_variant_of_ntsnet_learns() {
         ("running", ntsnet::Config { eman: ntsnet::Eman::Running, ..whole.clone() }),
         ("the teacher's own", ntsnet::Config { eman: ntsnet::Eman::TeacherBatch, ..whole.clone() }),
         ("literal", ntsnet::Config { optimizer: ntsnet::Preset::PaperLiteral, ..whole.clone() }),
+        ("sum", ntsnet::Config { reduction: Reduction::Sum, ..whole.clone() }),
         ("adam", ntsnet::Config { optimizer: ntsnet::Preset::Adam, ..whole }),
     ];
     for (name, config) in cases {

@@ -13,6 +13,7 @@ use rand::{Rng, RngExt};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::distance_loss::{self, Reduction};
 use super::feed::{Feed, normalise, pictures_of};
 use super::loss::{self, Loss};
 use super::optimizer::{Group, Optimizer, Rule};
@@ -62,17 +63,6 @@ pub struct Config {
     pub top: usize,
 }
 
-/// How the cosine loss goes over a batch (D-2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reduction {
-    /// The published code, whose learning rate is made for it.
-    #[default]
-    Sum,
-    /// The paper's formula, of one picture.
-    Mean,
-}
-
 /// How clean pictures are turned before they are corrupted (D-5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -98,7 +88,7 @@ impl Default for Config {
             momentum: 0.9,
             weight_decay: 1e-4,
             denoising: true,
-            reduction: Reduction::default(),
+            reduction: Reduction::Sum,
             gamma: 4,
             l1: true,
             corruption: TexturedConfig::default(),
@@ -295,11 +285,7 @@ impl Trainee for DeStSeg {
             tape.input(0).write(&batch.clean);
             tape.input(1).write(corrupted);
             tape.forward(&mut self.parameters)?;
-            let pictures = match self.config.reduction {
-                Reduction::Sum => 1,
-                Reduction::Mean => self.config.batch,
-            };
-            cosine_losses(tape, pictures)?
+            distance_loss::distances(tape, self.config.reduction)?
         };
         tape.backward(&self.parameters)?;
         phase.optimizer.step(&mut self.parameters, tape.gradients())?;
@@ -324,23 +310,6 @@ impl Trainee for DeStSeg {
     fn bytes(&self) -> usize {
         self.phase.as_ref().map_or(0, |phase| phase.tape.bytes())
     }
-}
-
-/// Names and values of the losses of a tape whose outputs are distances: of each level the mean over
-/// places and the sum over pictures by `pictures`. The gradients are put where they belong.
-pub(super) fn cosine_losses(tape: &Tape, pictures: usize) -> Result<Losses> {
-    const NAMES: [&str; 3] = ["level1", "level2", "level3"];
-    let mut losses = Vec::with_capacity(NAMES.len());
-    for (i, name) in NAMES.iter().enumerate().take(tape.outputs()) {
-        let shape = tape.output(i).shape();
-        let each = 1.0 / (shape.places() * pictures) as f64;
-        let distances = tape.output(i).read();
-        let sum: f64 = distances.iter().map(|&distance| f64::from(distance)).sum();
-        losses.push((*name, sum * each));
-        let to = tape.output_gradient(i).context("a distance from which nothing is learned")?;
-        to.write(&vec![each as f32; distances.len()]);
-    }
-    Ok(losses)
 }
 
 /// How each layer begins: timm's student encoder, torchvision's decoder and residual blocks, PyTorch's

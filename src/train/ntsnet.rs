@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::destseg::cosine_losses;
+use super::distance_loss::{self, Reduction};
 use super::feed::{self, Feed, normalise, pictures_of};
 use super::health::Health;
 use super::optimizer::{Group, Optimizer, Rule};
@@ -33,6 +33,8 @@ pub struct Config {
     /// B.
     pub batch: usize,
     pub optimizer: Preset,
+    /// N-6.
+    pub reduction: Reduction,
     pub eman: Eman,
     /// m, how much of its statistics a teacher keeps with each step.
     pub eman_momentum: f32,
@@ -88,6 +90,7 @@ impl Default for Config {
             epochs: 200,
             batch: 32,
             optimizer: Preset::default(),
+            reduction: Reduction::Mean,
             eman: Eman::default(),
             eman_momentum: 0.99,
             student_norms: StudentNorms::default(),
@@ -300,8 +303,7 @@ impl Trainee for NtsNet {
         let tape = &mut self.tapes[at].1;
         tape.input(0).write(&batch);
         tape.forward(&mut self.parameters)?;
-        // Per picture (N-6).
-        let mut losses = cosine_losses(tape, images)?;
+        let mut losses = distance_loss::distances(tape, self.config.reduction)?;
         tape.backward(&self.parameters)?;
         self.optimizer.step(&mut self.parameters, tape.gradients())?;
         self.follow(at)?;
