@@ -7,7 +7,7 @@
 //! [`verdict`] decides, [`tracker`] keeps the deadlines, [`output`] tells the PLC, [`ledger`]
 //! records, [`archive`] keeps evidence as [`picture`] draws it, [`journal`] writes the log,
 //! [`telemetry`] counts and [`unfinished`] writes folders whole or not at all. The workshop ([`teach`], [`calibrate`], [`dataset`], [`synth`], [`metrics`],
-//! [`mod@eval`], [`plot`], [`mod@bench`]) makes and judges models; nothing above it uses it.
+//! [`mod@eval`], [`replay`], [`plot`], [`mod@bench`]) makes and judges models; nothing above it uses it.
 
 pub mod archive;
 pub mod camera;
