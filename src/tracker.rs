@@ -6,57 +6,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use anyhow::{Result, bail};
-use serde::Deserialize;
+use std::time::Instant;
 
 use crate::frame::{FrameId, PartId, Truth};
 
-/// `[camera.deadline]`: the way of the part.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// From the trigger to the moment the ejector must act.
-    pub travel_ms: f64,
-    /// Kept free for the way from here to the ejector: PLC scan, network, valve.
-    #[serde(default = "default_output_latency_ms")]
-    pub output_latency_ms: f64,
-}
+mod way;
 
-fn default_output_latency_ms() -> f64 {
-    10.0
-}
-
-impl Config {
-    /// From the trigger to the decision time.
-    pub fn decide_within(&self) -> Duration {
-        Duration::from_secs_f64((self.travel_ms - self.output_latency_ms) / 1000.0)
-    }
-
-    /// From the decision time to the moment the ejector must act.
-    pub fn output_latency(&self) -> Duration {
-        Duration::from_secs_f64(self.output_latency_ms / 1000.0)
-    }
-
-    /// Refuses a way that leaves no time; the text names the key below `[camera.deadline]`.
-    pub fn check(&self) -> Result<()> {
-        let Config { travel_ms, output_latency_ms } = *self;
-        if !(travel_ms.is_finite() && travel_ms > 0.0 && travel_ms <= 3.6e6) {
-            bail!("travel_ms = {travel_ms} must lie between 0 and 3600000");
-        }
-        if !(output_latency_ms.is_finite() && output_latency_ms >= 0.0) {
-            bail!("output_latency_ms = {output_latency_ms} must be 0 or more");
-        }
-        if output_latency_ms >= travel_ms {
-            bail!(
-                "travel_ms = {travel_ms} leaves nothing after output_latency_ms = \
-                 {output_latency_ms}; the part is at the ejector before a verdict can be out"
-            );
-        }
-        Ok(())
-    }
-}
+pub use way::{Belt, Config, Load, Timing};
 
 /// A part on its way.
 #[derive(Clone, Debug)]
@@ -123,6 +79,8 @@ impl Tracker {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn track(part: u64, decide_at: Instant) -> Track {
@@ -154,16 +112,5 @@ mod tests {
             std::iter::from_fn(|| tracker.expire(after(20))).map(|t| t.part.0).collect();
         assert_eq!(late, [2, 4]);
         assert_eq!(tracker.len(), 1);
-    }
-
-    #[test]
-    fn a_way_that_leaves_no_time_is_refused() {
-        let config = |travel_ms, output_latency_ms| Config { travel_ms, output_latency_ms };
-        assert!(config(200.0, 10.0).check().is_ok());
-        assert_eq!(config(200.0, 10.0).decide_within(), Duration::from_millis(190));
-        for bad in [config(10.0, 10.0), config(f64::NAN, 1.0), config(0.0, 0.0), config(5.0, -1.0)]
-        {
-            assert!(bad.check().is_err(), "{bad:?}");
-        }
     }
 }

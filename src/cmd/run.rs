@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use image::GrayImage;
 use inspectd::archive::Archive;
 use inspectd::camera;
@@ -23,6 +23,7 @@ use inspectd::output::log::LogOutput;
 use inspectd::output::modbus::Modbus;
 use inspectd::pipeline::{self, CameraSlot, Parts, Report, Running, Tuning, now};
 use inspectd::telemetry::Watchdog;
+use inspectd::tracker::{Load, Timing};
 use inspectd::verdict::Limits;
 use log::LevelFilter;
 use sd_notify::NotifyState;
@@ -104,7 +105,7 @@ pub struct Line {
     /// By camera, into `cards`.
     card_of: Vec<usize>,
     /// What one inspection takes here, by camera.
-    inspect: Vec<Duration>,
+    inspect: Vec<Timing>,
     parts: Parts,
 }
 
@@ -113,12 +114,12 @@ impl Line {
     /// served besides those of the config.
     pub fn assemble(config: Config, outputs: Vec<Box<dyn RejectOutput>>) -> Result<Line> {
         let (cards, mut detectors, card_of) = load_bundles(&config)?;
-        let mut inspect = Vec::new();
-        for (camera, &card) in config.cameras.iter().zip(&card_of) {
-            let takes = time_inspection(detectors[card].as_mut())?;
-            check_timing(camera, takes)?;
-            inspect.push(takes);
+        let mut timed = Vec::with_capacity(detectors.len());
+        for detector in &mut detectors {
+            timed.push(time_inspection(detector.as_mut())?);
         }
+        let inspect: Vec<Timing> = card_of.iter().map(|&card| timed[card]).collect();
+        check_timing(&config, &inspect)?;
 
         let mut wires: Vec<Box<dyn RejectOutput>> = Vec::new();
         if let Some(modbus) = &config.output.modbus {
@@ -195,9 +196,7 @@ impl Line {
                 && let Some(path) = reload_from
             {
                 reload(path, &mut config, &running, |fresh| {
-                    for (camera, &takes) in fresh.cameras.iter().zip(&inspect) {
-                        check_timing(camera, takes)?;
-                    }
+                    check_timing(fresh, &inspect)?;
                     Ok(tunings(fresh, &cards, &card_of))
                 });
             }
@@ -245,38 +244,45 @@ fn load_bundles(config: &Config) -> Result<Loaded> {
     Ok((cards, detectors, card_of))
 }
 
-/// What one inspection takes on this machine: the fastest of three, after one to warm up.
-pub fn time_inspection(detector: &mut dyn Detector) -> Result<Duration> {
+/// What one inspection takes on this machine, after one to warm up.
+pub fn time_inspection(detector: &mut dyn Detector) -> Result<Timing> {
     let blank = Image::Gray(GrayImage::from_pixel(256, 256, image::Luma([128])));
-    let mut best = Duration::MAX;
-    for _ in 0..4 {
+    let begun = now();
+    let mut times = Vec::new();
+    detector.detect(&[&blank]).context("inspecting a blank picture to time it")?;
+    while times.len() < LEAST_TIMED
+        || times.len() < MOST_TIMED && now().saturating_duration_since(begun) < TIMING_LASTS
+    {
         let start = now();
         detector.detect(&[&blank]).context("inspecting a blank picture to time it")?;
-        best = best.min(now().saturating_duration_since(start));
+        times.push(now().saturating_duration_since(start));
     }
-    Ok(best)
+    times.sort_unstable();
+    Ok(Timing { median: times[times.len() / 2], slowest: times[times.len() - 1] })
 }
 
-/// Refuses a deadline that this machine cannot meet even for a single part.
-pub fn check_timing(camera: &config::Camera, takes: Duration) -> Result<()> {
+/// Inspections that are timed: enough for a slow one to be among them, and soon over where each is slow.
+const LEAST_TIMED: usize = 3;
+const MOST_TIMED: usize = 100;
+const TIMING_LASTS: Duration = Duration::from_millis(500);
+
+/// Refuses a line that this machine cannot keep up with, and says what may become too tight.
+pub fn check_timing(config: &Config, inspections: &[Timing]) -> Result<()> {
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
-    let within = camera.deadline.decide_within();
-    log::info!(
-        "timing camera={} inspect_ms={:.1} decide_within_ms={:.1}",
-        camera.name,
-        ms(takes),
-        ms(within)
-    );
-    if takes >= within {
-        bail!(
-            "camera \"{}\": one inspection takes {:.1} ms on this machine, but [camera.deadline] \
-             leaves {:.1} ms (travel_ms {} - output_latency_ms {}); every part would be too late",
+    let mut line = Vec::new();
+    for (camera, &inspection) in config.cameras.iter().zip(inspections) {
+        log::info!(
+            "timing camera={} inspect_ms={:.1} slowest_ms={:.1} decide_within_ms={:.1} why=\"{}\"",
             camera.name,
-            ms(takes),
-            ms(within),
-            camera.deadline.travel_ms,
-            camera.deadline.output_latency_ms
+            ms(inspection.median),
+            ms(inspection.slowest),
+            ms(camera.deadline.decide_within()),
+            camera.deadline.arithmetic()
         );
+        line.push(Load { camera: &camera.name, deadline: &camera.deadline, inspection });
+    }
+    for warning in Load::check(&line, config.queue.batch)? {
+        log::warn!("timing_tight {warning}");
     }
     Ok(())
 }
