@@ -1,6 +1,6 @@
 //! Attention between patches (`Op::PatchAttention` of [`crate::nn::graph`], PRN's eq. 3): maps q, k
 //! [B, C, H, W] and v [B, Cv, H, W] are cut into N = (H/p)·(W/p) tokens of p × p places, and token i
-//! of the result is Σ_j A_ij v_j with A the softmax of the rows of s·QKᵀ.
+//! of the result is Σ_j A_ij v_j with A the softmax of the rows of s·QKᵀ, s being `scale`.
 //!
 //! In blocked layout a token is `⌈C/16⌉ · p` strips of p places. QKᵀ is summed strip by strip with
 //! tiles of tokens against tokens in registers; slices of the strips, fixed by the shapes alone, are
@@ -31,7 +31,7 @@ pub(super) struct Attention<'a> {
 }
 
 /// q, k, v [B, C, H, W] → y [B, C, H, W], which may be a part of a wider map; `scratch` of
-/// [`scratch_len`].
+/// [`scratch_len`]. `scale` is what logits are multiplied by.
 ///
 /// # Panics
 /// If shapes do not fit, `patch` does not divide H and W, or `y` or `scratch` shares memory with
@@ -39,14 +39,13 @@ pub(super) struct Attention<'a> {
 pub fn patch_attention(
     team: &Team,
     isa: Isa,
-    [q, k, v]: [&FeatureMap<'_>; 3],
-    patch: usize,
+    [q, k, v]: [FeatureMap<'_>; 3],
+    (patch, scale): (usize, f32),
     scratch: &Buffer,
-    y: &FeatureMap<'_>,
+    y: FeatureMap<'_>,
 ) {
     assert_eq!(q.shape(), v.shape(), "patch attention");
-    let scale = 1.0 / (q.shape().channels * patch * patch) as f32;
-    attend(team, isa, Attention { q: *q, k: *k, v: *v, y: *y, patch, scale }, scratch);
+    attend(team, isa, Attention { q, k, v, y, patch, scale }, scratch);
 }
 
 /// Numbers of scratch memory for q and k of `shape` in patches of `patch`.
@@ -510,7 +509,8 @@ mod tests {
                     let scratch = Buffer::zeroed(scratch_len(shape, patch));
                     let buffer = Buffer::zeroed(2 * shape.len());
                     let y = buffer.window(shape, shape.blocks(), 2 * shape.blocks());
-                    patch_attention(&team, isa, [&q, &k, &v], patch, &scratch, &y);
+                    let scale = 1.0 / (shape.channels * patch * patch) as f32;
+                    patch_attention(&team, isa, [q, k, v], (patch, scale), &scratch, y);
                     let got = y.read();
                     for (got, want) in got.iter().zip(&want) {
                         // Logits are means of products ≤ 9 in f32 (10⁻⁵), values ≤ 3.
@@ -542,7 +542,7 @@ mod tests {
         }
         let scratch = Buffer::zeroed(scratch_len(shape, 2));
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
-            patch_attention(&Team::alone(), isa, [&q, &k, &v], 2, &scratch, &y);
+            patch_attention(&Team::alone(), isa, [q, k, v], (2, 0.125), &scratch, y);
             for (got, want) in y.read().iter().zip(want) {
                 // Seven printed digits of numbers below 6, logits up to 12 in f32.
                 assert!((got - want).abs() < 1e-5, "{} {got} {want}", isa.word());
@@ -556,6 +556,6 @@ mod tests {
         let shape = Shape::new(1, 16, 2, 2);
         let buffer = Buffer::zeroed(4 * shape.len());
         let [q, k, v, y] = [0, 1, 2, 3].map(|i| buffer.map(shape, i));
-        patch_attention(&Team::alone(), Isa::Portable, [&q, &k, &v], 1, &buffer, &y);
+        patch_attention(&Team::alone(), Isa::Portable, [q, k, v], (1, 1.0), &buffer, y);
     }
 }
