@@ -38,6 +38,8 @@ pub mod interpolate;
 pub mod nearest_prototype;
 pub mod neighbourhood;
 #[allow(unsafe_code)]
+pub mod patch_affine;
+#[allow(unsafe_code)]
 pub mod patch_attention;
 #[allow(unsafe_code)]
 pub mod patch_features;

@@ -1,21 +1,65 @@
 //! Multi-size self-attention (PRN, `../shared/spec/prn.md`, section 1.4).
 
+use serde::{Deserialize, Serialize};
+
 use super::graph::{Conv, Graph, Value};
 
+/// What makes a head's q, k and v of the map (P-3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Embedding {
+    /// A 1×1 convolution before patches are cut, as M2TR does.
+    #[default]
+    Shared,
+    /// A scale and a shift for each number of a flattened patch, as PRNet does.
+    Elementwise,
+}
+
+/// What logits are divided by (P-5), a flattened patch having c·p² numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scale {
+    /// By c·p² (eq. 3).
+    #[default]
+    PatchSize,
+    /// By √(c·p²), as transformers do.
+    Root,
+}
+
+impl Scale {
+    /// What logits of patches of `size` numbers are multiplied by.
+    fn factor(self, size: usize) -> f32 {
+        match self {
+            Scale::PatchSize => 1.0 / size as f32,
+            Scale::Root => 1.0 / (size as f32).sqrt(),
+        }
+    }
+}
+
 /// Four heads with patches of the map's height and its half, quarter and eighth, side by side, then
-/// a residual block: [C, H, W] → [C, H, W]. A head's q, k and v are 1×1 convolutions `<at>q.<head>`
-/// and so on.
-pub fn multi_size_attention(g: &mut Graph, xs: Value, at: &str) -> Value {
+/// a residual block: [C, H, W] → [C, H, W]. A head's embeddings are `<at>q.<head>` and so on.
+pub fn multi_size_attention(
+    g: &mut Graph,
+    xs: Value,
+    at: &str,
+    embedding: Embedding,
+    scale: Scale,
+) -> Value {
     let dims = g.dims(xs);
     let c = dims.channels;
     let heads: Vec<Value> = [1, 2, 4, 8]
         .into_iter()
         .enumerate()
         .map(|(head, share)| {
-            let [q, k, v] = ["q", "k", "v"].map(|kind| {
-                g.conv(xs, Conv::new(format!("{at}{kind}.{head}"), c, c, 1).with_bias())
+            let patch = dims.height / share;
+            let maps = ["q", "k", "v"].map(|kind| {
+                let name = format!("{at}{kind}.{head}");
+                match embedding {
+                    Embedding::Shared => g.conv(xs, Conv::new(name, c, c, 1).with_bias()),
+                    Embedding::Elementwise => g.patch_affine(xs, name, patch),
+                }
             });
-            g.patch_attention(q, k, v, dims.height / share)
+            g.patch_attention(maps, patch, scale.factor(c * patch * patch))
         })
         .collect();
     let heads = g.concat(&heads); // [4·C, H, W]
@@ -37,27 +81,43 @@ mod tests {
     use crate::nn::reference::run_on;
     use crate::nn::vectors::Vector;
 
+    fn module(channels: usize, side: usize, embedding: Embedding, scale: Scale) -> Graph {
+        let mut g = Graph::default();
+        let xs = g.input(Dims { channels, height: side, width: side });
+        let out = multi_size_attention(&mut g, xs, "", embedding, scale);
+        let heads = (0..g.nodes().len()).find(|&i| g.nodes()[i].op == Op::Concat).unwrap();
+        g.set_outputs(vec![Value(heads), out]);
+        g
+    }
+
     #[test]
     fn the_module_equals_the_vector() {
         let Some(vector) = Vector::open("prn_msa") else { return };
-        let mut g = Graph::default();
-        let xs = g.input(Dims { channels: 2, height: 8, width: 8 });
-        let out = multi_size_attention(&mut g, xs, "");
-        let heads = (0..g.nodes().len()).find(|&i| g.nodes()[i].op == Op::Concat).unwrap();
-        g.set_outputs(vec![Value(heads), out]);
         let weights = vector.weights(str::to_owned);
-        let got = run_on(&g, &weights, &[vector.input("x")]).unwrap();
+        let inputs = [vector.input("x")];
+        let got = run_on(&module(2, 8, Embedding::Shared, Scale::PatchSize), &weights, &inputs);
+        let got = got.unwrap();
         vector.assert_close("heads", &got[0]);
         vector.assert_close("out", &got[1]);
+        let got = run_on(&module(2, 8, Embedding::Shared, Scale::Root), &weights, &inputs);
+        vector.assert_close("heads_sqrt_scale", &got.unwrap()[0]);
     }
 
     #[test]
     fn parameters_are_those_of_the_spec() {
+        let count = |channels, side, embedding| {
+            module(channels, side, embedding, Scale::PatchSize).parameter_count()
+        };
+        let mut elementwise = 0;
         for (channels, want) in [(128, 1_001_856), (256, 4_002_560), (512, 16_000_512)] {
-            let mut g = Graph::default();
-            let xs = g.input(Dims { channels, height: 8, width: 8 });
-            multi_size_attention(&mut g, xs, "");
-            assert_eq!(g.parameter_count(), want, "{channels} channels");
+            assert_eq!(count(channels, 8, Embedding::Shared), want, "{channels} channels");
+            // q, k and v of four heads
+            let convolutions = 12 * (channels * channels + channels);
+            let side = 64 * 128 / channels;
+            elementwise +=
+                3 * (count(channels, side, Embedding::Elementwise) + convolutions - want);
         }
+        // "21.9 M params over all modules" at 256 × 256
+        assert_eq!(elementwise, 21_934_080);
     }
 }

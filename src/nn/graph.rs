@@ -90,6 +90,11 @@ impl Conv {
         Self { bias: true, ..self }
     }
 
+    /// Whether each channel has a filter of its own.
+    pub fn is_depthwise(&self) -> bool {
+        self.groups > 1 && self.groups == self.c_in && self.c_in == self.c_out
+    }
+
     fn side(&self, side: usize) -> usize {
         (side + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) / self.stride + 1
     }
@@ -134,6 +139,10 @@ pub enum Op {
     Upsample(Resample),
     /// Channels of the arguments one behind the other.
     Concat,
+    /// [C, H, W] → [C·times, H, W]: channel c is that of x at c / times.
+    RepeatChannels {
+        times: usize,
+    },
     /// −n(a)·n(b), place by place and channel by channel, with n(F) = F/(√Σ_c F² + 10⁻¹²)
     /// (DeSTSeg, `../shared/spec/destseg.md`).
     CosineProduct,
@@ -146,8 +155,15 @@ pub enum Op {
         prototypes: usize,
     },
     /// q, k, v [C, H, W], each cut into tokens of `patch` × `patch` places:
-    /// softmax(Q Kᵀ / (C · patch²)) V, laid back (PRN, eq. 3).
+    /// softmax(scale · Q Kᵀ) V, laid back (PRN, eq. 3).
     PatchAttention {
+        patch: usize,
+        scale: f32,
+    },
+    /// w·x + b with a w and a b for each number of a patch, the same for all patches:
+    /// `<name>.weight` and `<name>.bias` `[C·patch²]`, in the order (channel, row, column).
+    PatchAffine {
+        name: String,
         patch: usize,
     },
     /// Logits [G·9, H, W] (group g, place o of the 3×3 window, row by row, at channel 9g + o) and
@@ -336,6 +352,12 @@ impl Graph {
         self.push(Op::Concat, parts, Dims { channels, ..first })
     }
 
+    pub fn repeat_channels(&mut self, xs: Value, times: usize) -> Value {
+        let dims = self.dims(xs);
+        let dims = Dims { channels: dims.channels * times, ..dims };
+        self.push(Op::RepeatChannels { times }, &[xs], dims)
+    }
+
     pub fn cosine_product(&mut self, a: Value, b: Value) -> Value {
         assert_eq!(self.dims(a), self.dims(b));
         self.push(Op::CosineProduct, &[a, b], self.dims(a))
@@ -356,11 +378,17 @@ impl Graph {
         self.push(op, &[xs], self.dims(xs))
     }
 
-    pub fn patch_attention(&mut self, q: Value, k: Value, v: Value, patch: usize) -> Value {
+    pub fn patch_attention(&mut self, [q, k, v]: [Value; 3], patch: usize, scale: f32) -> Value {
         let dims = self.dims(v);
         assert!(self.dims(q) == dims && self.dims(k) == dims);
         assert!(dims.height.is_multiple_of(patch) && dims.width.is_multiple_of(patch));
-        self.push(Op::PatchAttention { patch }, &[q, k, v], dims)
+        self.push(Op::PatchAttention { patch, scale }, &[q, k, v], dims)
+    }
+
+    pub fn patch_affine(&mut self, xs: Value, name: impl Into<String>, patch: usize) -> Value {
+        let dims = self.dims(xs);
+        assert!(dims.height.is_multiple_of(patch) && dims.width.is_multiple_of(patch));
+        self.push(Op::PatchAffine { name: name.into(), patch }, &[xs], dims)
     }
 
     pub fn window_attention(&mut self, logits: Value, values: Value) -> Value {
@@ -434,6 +462,9 @@ impl Graph {
                 }
                 Op::BatchNorm { name } => ["weight", "bias", "running_mean", "running_var"]
                     .map(|kind| (format!("{name}.{kind}"), vec![c]))
+                    .to_vec(),
+                Op::PatchAffine { name, patch } => ["weight", "bias"]
+                    .map(|kind| (format!("{name}.{kind}"), vec![c * patch * patch]))
                     .to_vec(),
                 Op::PrototypeResidual { name, prototypes } => {
                     let Dims { channels, height, width } = node.dims;

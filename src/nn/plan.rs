@@ -28,6 +28,7 @@ use crate::ops::conv::{Conv, Stage};
 use crate::ops::cosine_map::{self, Distance, Level};
 use crate::ops::depthwise::Depthwise;
 use crate::ops::feature_map::{Buffer, ByteBuffer, FeatureMap, Shape};
+use crate::ops::patch_affine::PatchAffine;
 use crate::ops::patch_attention::{self, patch_attention};
 use crate::ops::place_softmax::place_softmax;
 use crate::ops::prototype_residual::Prototypes;
@@ -102,7 +103,9 @@ enum Work {
     PrototypeResidual(Prototypes),
     PatchAttention {
         patch: usize,
+        scale: f32,
     },
+    PatchAffine(PatchAffine),
     WindowAttention,
     PlaceSoftmax,
     CosineToMean,
@@ -127,6 +130,8 @@ enum Elementwise {
     Copy,
     /// The same, beginning at this channel of the whole, within a block.
     CopyChannels(usize),
+    /// Each channel as often as this.
+    RepeatChannels(usize),
     Add,
     AddRelu,
     Mul,
@@ -280,10 +285,11 @@ impl Plan {
             Work::PrototypeResidual(prototypes) => {
                 prototypes.residual(team, self.isa, &map(&step.from[0]), scratch, &to);
             }
-            Work::PatchAttention { patch } => {
-                let [q, k, v] = self.arguments(step);
-                patch_attention(team, self.isa, [&q, &k, &v], *patch, scratch, &to);
+            Work::PatchAttention { patch, scale } => {
+                let maps = self.arguments(step);
+                patch_attention(team, self.isa, maps, (*patch, *scale), scratch, to);
             }
+            Work::PatchAffine(affine) => affine.run(team, self.isa, map(&step.from[0]), to),
             Work::WindowAttention => {
                 let [logits, values] = self.arguments(step);
                 window_attention(team, self.isa, &logits, &values, &to);
@@ -326,6 +332,9 @@ impl Plan {
         match kind {
             Elementwise::Copy => elementwise::copy(team, isa, a, to),
             Elementwise::CopyChannels(first) => elementwise::copy_channels(team, a, to, *first),
+            Elementwise::RepeatChannels(times) => {
+                elementwise::repeat_channels(team, a, to, *times);
+            }
             Elementwise::Add => elementwise::add(team, isa, a, b(), to),
             Elementwise::AddRelu => elementwise::add_relu(team, isa, a, b(), to),
             Elementwise::Mul => elementwise::mul(team, isa, a, b(), to),
@@ -401,7 +410,7 @@ impl Step {
             Work::Stem(conv) => conv.scratch_len(),
             Work::Conv { groups, .. } => groups.iter().map(Conv::scratch_len).max().unwrap_or(0),
             Work::PrototypeResidual(prototypes) => prototypes.scratch_len(images),
-            Work::PatchAttention { patch } => {
+            Work::PatchAttention { patch, .. } => {
                 patch_attention::scratch_len(self.from[0].shape, *patch)
             }
             Work::LevelCounts { .. } => texture::level_counts_scratch(images, self.shape.width),
@@ -426,6 +435,7 @@ impl Work {
             Self::Stem(conv) => conv.bytes(),
             Self::Conv { groups, .. } => groups.iter().map(Conv::bytes).sum(),
             Self::PrototypeResidual(prototypes) => prototypes.bytes(),
+            Self::PatchAffine(affine) => affine.bytes(),
             Self::Bytes(work) => work.weight_bytes(),
             _ => 0,
         }
@@ -435,10 +445,12 @@ impl Work {
         match self {
             Self::Stem(_) => "stem",
             Self::Conv { groups, .. } => groups[0].word(),
-            Self::Affine { .. } => "affine",
+            Self::Affine { .. } | Self::PatchAffine(_) => "affine",
             Self::Depthwise(_) => "depthwise",
             Self::Elementwise(kind) => match kind {
-                Elementwise::Copy | Elementwise::CopyChannels(_) => "copy",
+                Elementwise::Copy
+                | Elementwise::CopyChannels(_)
+                | Elementwise::RepeatChannels(_) => "copy",
                 Elementwise::Add | Elementwise::AddRelu => "add",
                 Elementwise::Mul => "mul",
                 Elementwise::Relu | Elementwise::LeakyRelu(_) => "relu",
@@ -474,6 +486,7 @@ mod tests {
     use crate::nn::cot::Attention;
     use crate::nn::graph;
     use crate::nn::resnet::Depth;
+    use crate::nn::teacher::Teacher;
     use crate::nn::{compact, destseg, mlff, ntsnet, prn, reference, resnet};
     use crate::ops::interpolate::Align;
 
@@ -577,11 +590,28 @@ mod tests {
     #[test]
     fn whole_networks_compute_what_their_graphs_say() {
         let global = ntsnet::Variant { attention: Attention::Global, ..Default::default() };
+        let prn_of_options = prn::Variant {
+            encoder: Teacher::Compact,
+            residual: prn::Residual::Squared,
+            embedding: prn::Embedding::Elementwise,
+            depthwise: prn::Depthwise::Grouped,
+            shared_fusion: true,
+            align: Align::HalfPixel,
+            ..Default::default()
+        };
+        let bare = prn::Variant {
+            prototypes: false,
+            attention: false,
+            fusion: false,
+            ..Default::default()
+        };
         check_networks(&[
             ("destseg", destseg::graph(64, 64)),
             ("ntsnet", ntsnet::graph(64, 64)),
             ("ntsnet, global", global.graph(64, 64)),
             ("prn", prn::graph(128, [3; 3])),
+            ("prn, other options", prn_of_options.graph(128, [3; 3])),
+            ("prn, bare", bare.graph(128, [3; 3])),
         ]);
     }
 

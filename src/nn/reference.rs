@@ -126,6 +126,11 @@ fn step(node: &Node, xs: &[&Tensor], parameters: &impl Parameters) -> Result<Ten
         (Op::RegionMean { regions }, [x]) => split(x, *regions)?.mean(5)?.mean(3)?,
         (Op::Upsample(rule), [x]) => resample(x, to, *rule)?,
         (Op::Concat, parts) => Tensor::cat(parts, 1)?,
+        (Op::RepeatChannels { times }, [x]) => {
+            let (b, c, h, w) = x.dims4()?;
+            let repeated = x.reshape((b, c, 1, h * w))?.repeat((1, 1, *times, 1))?;
+            repeated.reshape((b, c * times, h, w))?
+        }
         (Op::CosineProduct, [a, b]) => (unit(a)? * unit(b)?)?.neg()?,
         (Op::CosineDistance(Distance::OneMinusCosine), [a, b]) => {
             (1.0 - (unit(a)? * unit(b)?)?.sum_keepdim(1)?)?
@@ -138,7 +143,10 @@ fn step(node: &Node, xs: &[&Tensor], parameters: &impl Parameters) -> Result<Ten
             let all = parameters.get(name, &[*prototypes, c, h, w])?.to_device(x.device())?;
             prototype_residual(x, &all)?
         }
-        (Op::PatchAttention { patch }, [q, k, v]) => patch_attention(q, k, v, *patch)?,
+        (Op::PatchAttention { patch, scale }, [q, k, v]) => {
+            patch_attention([q, k, v], *patch, *scale)?
+        }
+        (Op::PatchAffine { name, patch }, [x]) => patch_affine(name, x, *patch, parameters)?,
         (Op::WindowAttention, [logits, values]) => window_attention(logits, values)?,
         (Op::PlaceSoftmax, [x]) => {
             ops::softmax(&x.contiguous()?.flatten_from(2)?, D::Minus1)?.reshape(x.shape())?
@@ -271,7 +279,7 @@ fn prototype_residual(xs: &Tensor, prototypes: &Tensor) -> Result<Tensor> {
     Ok((xs - prototypes.index_select(&nearest, 0)?)?.abs()?)
 }
 
-fn patch_attention(q: &Tensor, k: &Tensor, v: &Tensor, patch: usize) -> Result<Tensor> {
+fn patch_attention([q, k, v]: [&Tensor; 3], patch: usize, scale: f32) -> Result<Tensor> {
     let (b, c, h, w) = v.dims4()?;
     let (rows, columns) = (h / patch, w / patch);
     let tokens = |xs: &Tensor| -> Result<Tensor> {
@@ -280,10 +288,27 @@ fn patch_attention(q: &Tensor, k: &Tensor, v: &Tensor, patch: usize) -> Result<T
         Ok(xs.reshape((b, rows * columns, c * patch * patch))?)
     };
     let scores = tokens(q)?.matmul(&tokens(k)?.t()?.contiguous()?)?;
-    let scores = (scores / (c * patch * patch) as f64)?;
+    let scores = (scores * f64::from(scale))?;
     let mixed = ops::softmax(&scores, D::Minus1)?.matmul(&tokens(v)?)?;
     let mixed = mixed.reshape(vec![b, rows, columns, c, patch, patch])?;
     Ok(mixed.permute(vec![0, 3, 1, 4, 2, 5])?.contiguous()?.reshape((b, c, h, w))?)
+}
+
+/// `xs` [B, C, H, W], the tensors of `name` `[C·patch²]`.
+fn patch_affine(
+    name: &str,
+    xs: &Tensor,
+    patch: usize,
+    parameters: &impl Parameters,
+) -> Result<Tensor> {
+    let (b, c, h, w) = xs.dims4()?;
+    let get = |kind: &str| -> Result<Tensor> {
+        let tensor = parameters.get(&format!("{name}.{kind}"), &[c * patch * patch])?;
+        Ok(tensor.to_device(xs.device())?.reshape(vec![1, c, 1, patch, 1, patch])?)
+    };
+    let patches = xs.contiguous()?.reshape(vec![b, c, h / patch, patch, w / patch, patch])?;
+    let ys = patches.broadcast_mul(&get("weight")?)?.broadcast_add(&get("bias")?)?;
+    Ok(ys.reshape((b, c, h, w))?)
 }
 
 fn window_attention(logits: &Tensor, values: &Tensor) -> Result<Tensor> {

@@ -71,6 +71,41 @@ pub fn copy_channels(team: &Team, x: FeatureMap<'_>, to: FeatureMap<'_>, first: 
     });
 }
 
+/// Channel c of `to` [B, C·times, H, W] = channel c / times of x [B, C, H, W].
+///
+/// # Panics
+/// If shapes do not fit or the maps overlap.
+pub fn repeat_channels(team: &Team, x: FeatureMap<'_>, to: FeatureMap<'_>, times: usize) {
+    let (from, shape) = (x.shape(), to.shape());
+    assert_eq!(Shape { channels: from.channels * times, ..from }, shape, "{times} times {from:?}");
+    assert!(!x.overlaps(&to), "the result overlaps the argument");
+    let rows = Rows::of(shape);
+    let maps = Shared((x, to));
+    team.chunks(rows.count(), helping(team, rows.count(), shape.width * LANES), |_, first, end| {
+        let (x, to) = maps.get();
+        for row in first..end {
+            let (image, block, y) = rows.at(row);
+            let own = (shape.channels - block * LANES).min(LANES);
+            let source: [usize; LANES] =
+                std::array::from_fn(|lane| (block * LANES + lane.min(own - 1)) / times);
+            let (from, to) = (
+                source.map(|c| x.place(image, c / LANES, y as isize, 0).wrapping_add(c % LANES)),
+                to.place(image, block, y as isize, 0),
+            );
+            for place in (0..shape.width * LANES).step_by(LANES) {
+                for (lane, from) in from.iter().enumerate() {
+                    // SAFETY: a lane of this place of a plane of x, and of a row of `to` that no
+                    // other thread has.
+                    unsafe {
+                        let value = if lane < own { *from.add(place) } else { 0.0 };
+                        *to.add(place + lane) = value;
+                    }
+                }
+            }
+        }
+    });
+}
+
 /// What becomes of 16 numbers of two maps; operations on one map get it twice.
 trait Lanewise: Copy + Sync {
     fn apply<S: Simd>(self, s: S, a: S::F, b: S::F) -> S::F;

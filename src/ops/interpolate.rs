@@ -2,9 +2,11 @@
 //! Letters: P planes (pictures × channels), H rows, W columns.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// Where an output place looks in the input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Align {
     /// `align_corners=False`: (i + ½)·in/out − ½, not below 0.
     HalfPixel,

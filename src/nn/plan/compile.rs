@@ -20,6 +20,7 @@ use crate::ops::byte_simd::ByteIsa;
 use crate::ops::conv::{Conv, Geometry};
 use crate::ops::depthwise::{Depthwise, Window};
 use crate::ops::feature_map::{Buffer, Shape};
+use crate::ops::patch_affine::PatchAffine;
 use crate::ops::prototype_residual::Prototypes;
 use crate::ops::quantized_conv::{QuantizedConv, Scales};
 use crate::ops::simd::{Isa, LANES};
@@ -169,7 +170,9 @@ pub(super) fn fuse(graph: &Graph) -> Vec<Chain> {
         }
         taken[head] = true;
         let mut chain = Chain { head, tail: head, ..Chain::default() };
-        let conv = matches!(node.op, Op::Conv(_));
+        // The kernel of depthwise ones takes no sum and no ReLU along.
+        let conv = matches!(&node.op, Op::Conv(conv) if !conv.is_depthwise());
+        let depthwise = matches!(node.op, Op::Conv(_)) && !conv;
         let stem = conv && graph.node(node.inputs[0]).op == Op::Input;
         let mut take = |chain: &mut Chain, accepts: &dyn Fn(&Op) -> bool| {
             let next = only(chain.tail).filter(|&next| !taken[next] && accepts(&nodes[next].op))?;
@@ -177,7 +180,7 @@ pub(super) fn fuse(graph: &Graph) -> Vec<Chain> {
             chain.tail = next;
             Some(next)
         };
-        if conv {
+        if conv || depthwise {
             chain.norm = take(&mut chain, &|op| matches!(op, Op::BatchNorm { .. }));
         }
         if conv && !stem {
@@ -381,7 +384,18 @@ impl Compiler<'_> {
                 let shape = (channels, height, width);
                 Work::PrototypeResidual(Prototypes::new(&values, *prototypes, shape))
             }
-            Op::PatchAttention { patch } => Work::PatchAttention { patch: *patch },
+            Op::PatchAttention { patch, scale } => {
+                Work::PatchAttention { patch: *patch, scale: *scale }
+            }
+            Op::PatchAffine { name, patch } => {
+                let numbers = |kind: &str| {
+                    let shape = [node.dims.channels * patch * patch];
+                    self.tensor(&format!("{name}.{kind}"), &shape)
+                };
+                let (weight, bias) = (numbers("weight")?, numbers("bias")?);
+                Work::PatchAffine(PatchAffine::new(&weight, &bias, *patch))
+            }
+            Op::RepeatChannels { times } => Work::Elementwise(Elementwise::RepeatChannels(*times)),
             Op::WindowAttention => Work::WindowAttention,
             Op::PlaceSoftmax => Work::PlaceSoftmax,
             Op::CosineToMean => Work::CosineToMean,
@@ -394,7 +408,9 @@ impl Compiler<'_> {
         };
         let from = node.inputs.iter().map(|&input| self.place(input)).collect();
         let name = match &node.op {
-            Op::BatchNorm { name } | Op::PrototypeResidual { name, .. } => name.clone(),
+            Op::BatchNorm { name }
+            | Op::PrototypeResidual { name, .. }
+            | Op::PatchAffine { name, .. } => name.clone(),
             _ => String::new(),
         };
         Ok(Step::new(name, work, from, self.place(Value(chain.tail))))
@@ -505,11 +521,8 @@ impl Compiler<'_> {
             return Ok(named(Work::Stem(stem), Vec::new()));
         }
         let places = vec![self.place(input)];
-        if conv.groups > 1 && conv.groups == conv.c_in && conv.c_in == whole.c_out {
-            ensure!(
-                !relu && chain.sum.is_none() && conv.dilation == 1,
-                "a depthwise convolution with ReLU, sum or dilation is not on the line"
-            );
+        if conv.is_depthwise() {
+            ensure!(conv.dilation == 1, "a dilated depthwise convolution is not on the line");
             let Geometry { kernel, stride, padding, .. } = whole;
             let window = Window { kernel, stride, padding };
             let depthwise = Depthwise::new(&folded.weights, &folded.bias, window);

@@ -248,10 +248,11 @@ fn differentiable() -> Vec<Differentiable> {
         ("nearest", |g, a, _| g.upsample(a, (16, 16), Resample::Nearest)),
         ("bilinear", |g, a, _| g.upsample(a, (16, 12), Resample::Bilinear(Align::HalfPixel))),
         ("concat", |g, a, b| g.concat(&[a, b])),
+        ("repeat channels", |g, a, _| g.repeat_channels(a, 3)),
         ("cosine product", |g, a, b| g.cosine_product(a, b)),
         ("cosine distance", |g, a, b| g.cosine_distance(a, b, Distance::OneMinusCosine)),
         ("half squared distance", |g, a, b| g.cosine_distance(a, b, Distance::HalfSquared)),
-        ("patch attention", |g, a, b| g.patch_attention(a, b, a, 4)),
+        ("patch attention", |g, a, b| g.patch_attention([a, b, a], 4, 0.125)),
         ("window attention", |g, a, b| {
             let all = g.concat(&[a, b, a, b, a, b, a, b, a]);
             g.window_attention(all, b)
