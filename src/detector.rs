@@ -11,6 +11,7 @@ pub mod input;
 pub mod network;
 pub mod ntsnet;
 pub mod patch_prototypes;
+pub mod prn;
 
 /// How anomalous each place of a picture is, larger = more anomalous; raw score units.
 #[derive(Clone, Debug, PartialEq)]

@@ -33,6 +33,7 @@ pub mod gaussian;
 mod gemm;
 #[allow(unsafe_code)]
 pub mod gradient;
+pub mod gram;
 pub mod interpolate;
 #[allow(unsafe_code)]
 pub mod nearest_prototype;

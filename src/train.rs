@@ -12,9 +12,11 @@ pub mod feed;
 pub mod finish;
 pub mod health;
 pub mod loss;
+pub mod mixed;
 pub mod ntsnet;
 pub mod optimizer;
 pub mod parameters;
+pub mod prn;
 pub mod tape;
 
 use std::path::PathBuf;

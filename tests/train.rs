@@ -21,6 +21,9 @@ use inspectd::train::distance_loss::Reduction;
 use inspectd::train::parameters::{Parameters, Start};
 use inspectd::train::{self, Budget, Trainee, destseg, ntsnet};
 
+#[path = "train/prn.rs"]
+mod prn;
+
 const INPUT: Input = Input { width: 64, height: 64 };
 
 /// `count` good parts in `train/good`.
@@ -349,7 +352,7 @@ fn settings_that_cannot_be_meant_are_named() {
         assert!(!output.status.success(), "{args:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(refused(&["--system", "prn"]).contains("must be destseg or ntsnet"));
+    assert!(refused(&["--system", "dream"]).contains("must be destseg, ntsnet or prn"));
     assert!(refused(&["--system", "ntsnet", "--holdout", "0"]).contains("holdout = 0"));
     assert!(refused(&["--system", "destseg", "--batch", "1"]).contains("destseg.batch = 1"));
     std::fs::write(&file, "[destseg]\nstudent_rat = 1.0\n").unwrap();

@@ -183,15 +183,21 @@ fn one(args: &Args, system: &System, bundle: &mut Bundle, category: &Category) -
             ..Bootstrap::default()
         }),
     };
-    let mut samples = category.test.clone();
     let seen = &bundle.card.training_data.seen_anomalies;
-    let left_out = split::without(&mut samples, seen);
+    let (samples, left_out) = split::tested(category, seen);
     let mut notes = category.oddities.clone();
     if !seen.is_empty() {
         notes.push(format!(
             "{left_out} of the {} defects that the bundle was taught with are in this test set and \
              were left out",
             seen.len()
+        ));
+    }
+    let more = samples.len() + left_out - category.test.len();
+    if more > 0 {
+        notes.push(format!(
+            "{more} defects of the training half are tested with, as PRN's protocol has it where seen \
+             ones are drawn from both halves"
         ));
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -90,8 +91,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     println!("{}: {} good parts; {}", parts.name, normals.len(), normals.words());
     let stock = Stock {
-        normals,
-        source: Source::open(args.source.as_deref())?,
+        normals: Arc::new(normals),
+        source: Arc::new(Source::open(args.source.as_deref())?),
         seen,
         category: parts.name.clone(),
         surface: parts.surface,

@@ -10,7 +10,7 @@ use inspectd::dataset::{self, Category, Purpose, pictures::Pictures};
 use inspectd::detector::bundle::{self, BackboneCard};
 use inspectd::detector::input::Input;
 use inspectd::nn::engine::{self, Engine};
-use inspectd::nn::{self, BackboneSpec};
+use inspectd::nn::BackboneSpec;
 use inspectd::synth::source::Source;
 use inspectd::synth::{SampleKey, Tag};
 use inspectd::teach::Good;
@@ -22,10 +22,10 @@ use self::systems::{Config, Given, Prepared, Word};
 
 mod systems;
 
-/// Train DeSTSeg or NTSNet on good parts
+/// Train DeSTSeg, NTSNet or PRN on good parts, PRN on some defects too
 #[derive(clap::Args)]
 pub struct Args {
-    /// destseg or ntsnet
+    /// destseg, ntsnet or prn
     #[arg(long)]
     system: Word,
 
@@ -45,9 +45,18 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     source: Option<PathBuf>,
 
-    /// TOML file with a table [destseg] or [ntsnet]: schedule, ablations, what the papers leave open
+    /// TOML file with a table [destseg], [ntsnet] or [prn]: schedule, ablations, what the papers leave open
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// Defects of the test set that prn learns from, drawn by the seed; eval leaves them out
+    /// [default: the paper's 10]
+    #[arg(long, value_name = "N")]
+    seen: Option<usize>,
+
+    /// Text file with these defects' names, a line each, instead of a draw (docs/train.md)
+    #[arg(long, value_name = "FILE")]
+    seen_list: Option<PathBuf>,
 
     /// What every draw comes from; same seed, pictures and threads: same bytes
     #[arg(long, default_value_t = 0)]
@@ -57,7 +66,7 @@ pub struct Args {
     #[arg(long)]
     steps: Option<u64>,
 
-    /// Pictures of a step [default: the paper's 32]
+    /// Pictures of a step [default: the paper's, 32 or of prn 64]
     #[arg(long)]
     batch: Option<usize>,
 
@@ -77,7 +86,7 @@ pub struct Args {
     #[arg(long, value_name = "RATE", default_value_t = 0.001)]
     false_rejects: f64,
 
-    /// Side of the square that the model sees, pixels; a multiple of 32
+    /// Side of the square that the model sees, pixels; a multiple of 32, of prn of 128
     #[arg(long, value_name = "PIXELS", default_value_t = 256)]
     size: usize,
 
@@ -112,7 +121,8 @@ pub fn run(args: &Args) -> Result<()> {
     let config = Config::read(args.config.as_deref())?;
     let input = Input { width: args.size, height: args.size };
     input.check()?;
-    let backbone = nn::load(&args.backbone, args.system.levels())?;
+    args.system.check(args, input)?;
+    let backbone = args.system.backbone(&args.backbone)?;
     let engine = Engine::new(&engine::Config { threads: args.threads, pin: false })?;
     let source = Arc::new(Source::open(args.source.as_deref())?);
 

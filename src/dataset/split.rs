@@ -98,8 +98,7 @@ impl SeenAnomalies {
         let seen: Vec<Sample> = order.into_iter().take(self.count).cloned().collect();
         let mut test = category.test.clone();
         if self.pool == Pool::Both {
-            test.extend(category.train_defects.iter().cloned());
-            test.sort_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
+            add_train_defects(&mut test, category);
         }
         without(&mut test, &seen.iter().map(|sample| sample.name.clone()).collect::<Vec<_>>());
         Ok(Split { seen, test })
@@ -120,6 +119,24 @@ pub fn without(test: &mut Vec<Sample>, seen: &[String]) -> usize {
     let before = test.len();
     test.retain(|sample| !(sample.defect.is_some() && seen.contains(sample.name.as_str())));
     before - test.len()
+}
+
+/// What a model is tested with that has learned from the defects `seen`, and how many of them were taken
+/// out for it. Where PRN's protocol draws them from both halves, the training half's other defects are
+/// tested with.
+pub fn tested(category: &Category, seen: &[String]) -> (Vec<Sample>, usize) {
+    let mut test = category.test.clone();
+    if !seen.is_empty() && Pool::usual(category.layout) == Pool::Both {
+        add_train_defects(&mut test, category);
+    }
+    let left_out = without(&mut test, seen);
+    (test, left_out)
+}
+
+/// The defects of the training half come among those to test with, in the order of names.
+fn add_train_defects(test: &mut Vec<Sample>, category: &Category) {
+    test.extend(category.train_defects.iter().cloned());
+    test.sort_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
 }
 
 /// The kinds in an order from the seed, one sample of each in turn, each kind's in an order from the
@@ -353,5 +370,19 @@ mod tests {
         assert_eq!(without(&mut test, &listed), 6);
         assert_eq!(test, split.test);
         assert_eq!(without(&mut test, &[]), 0);
+    }
+
+    #[test]
+    fn halves_are_tested_as_the_protocol_draws_from_them() {
+        let mut category = category();
+        let nobody = (category.test.clone(), 0);
+        assert_eq!(tested(&category, &[]), nobody);
+        for layout in [Layout::Dagm, Layout::Ksdd2] {
+            category.layout = layout;
+            let seen = SeenAnomalies { pool: Pool::usual(layout), ..pooled(8, 1) };
+            let split = seen.split(&category).unwrap();
+            assert_eq!(tested(&category, &split.names()), (split.test, 8), "{layout}");
+            assert_eq!(tested(&category, &[]), nobody, "{layout}");
+        }
     }
 }

@@ -25,8 +25,8 @@ use crate::frame::Image;
 /// What anomalies are made of.
 pub struct Stock {
     /// Good parts, at the working size.
-    pub normals: Pictures,
-    pub source: Source,
+    pub normals: Arc<Pictures>,
+    pub source: Arc<Source>,
     /// Needed for extended anomalies only.
     pub seen: Vec<Seen>,
     /// As the data set calls the parts.
@@ -222,8 +222,8 @@ mod tests {
         }
         let normals = Pictures::open(paths, (SIDE, SIDE), 1 << 20, 16).unwrap();
         let stock = Stock {
-            normals,
-            source: Source::open(None).unwrap(),
+            normals: Arc::new(normals),
+            source: Arc::new(Source::open(None).unwrap()),
             seen,
             category: "disc".to_owned(),
             surface: Some(Surface::Object),

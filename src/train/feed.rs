@@ -61,9 +61,7 @@ pub fn pictures_of(step: u64, batch: usize, count: usize, keep: bool, seed: u64)
         return (0..batch).map(|_| rng.random_range(0..count)).collect();
     }
     let steps = steps_of_epoch(batch, count, keep);
-    let key = SampleKey { seed, epoch: step / steps, index: u64::MAX };
-    let mut order: Vec<usize> = (0..count).collect();
-    order.shuffle(&mut key.rng(Tag::Order));
+    let order = order(step / steps, count, seed);
     let first = (step % steps) as usize * batch;
     order[first..(first + batch).min(count)].to_vec()
 }
@@ -73,6 +71,28 @@ pub fn steps_of_epoch(batch: usize, count: usize, keep: bool) -> u64 {
     let rest = count % batch;
     let more = u64::from(keep && rest >= LEAST_BATCH);
     ((count / batch) as u64 + more).max(1)
+}
+
+/// The pictures of a step, where an epoch ends with a whole batch: what is missing comes from the
+/// beginning of its order.
+pub fn pictures_around(step: u64, batch: usize, count: usize, seed: u64) -> Vec<usize> {
+    let steps = steps_around(batch, count);
+    let order = order(step / steps, count, seed);
+    let first = (step % steps) as usize * batch;
+    (first..first + batch).map(|place| order[place % count]).collect()
+}
+
+/// Steps of an epoch of [`pictures_around`].
+pub fn steps_around(batch: usize, count: usize) -> u64 {
+    count.div_ceil(batch) as u64
+}
+
+/// The pictures in the order of an epoch.
+fn order(epoch: u64, count: usize, seed: u64) -> Vec<usize> {
+    let key = SampleKey { seed, epoch, index: u64::MAX };
+    let mut order: Vec<usize> = (0..count).collect();
+    order.shuffle(&mut key.rng(Tag::Order));
+    order
 }
 
 /// A variance is of two at least.
@@ -110,6 +130,17 @@ mod tests {
     fn few_pictures_fill_a_batch_by_repetition() {
         assert_eq!(pictures_of(5, 8, 3, false, 1).len(), 8);
         assert!(pictures_of(5, 8, 3, false, 1).iter().all(|&i| i < 3));
+    }
+
+    #[test]
+    fn an_epoch_can_end_with_a_whole_batch() {
+        assert_eq!((steps_around(4, 10), steps_around(4, 8), steps_around(8, 3)), (3, 2, 1));
+        let epoch: Vec<usize> = (3..6).flat_map(|step| pictures_around(step, 4, 10, 7)).collect();
+        assert_eq!(epoch[..10].iter().collect::<BTreeSet<_>>().len(), 10);
+        assert_eq!(epoch[10..], epoch[..2]);
+        // More than a batch's worth of rounds.
+        let few = pictures_around(0, 8, 3, 1);
+        assert_eq!((few.len(), &few[3..6]), (8, &few[..3]));
     }
 
     #[test]

@@ -22,6 +22,38 @@ pub fn focal(probabilities: &[f32], truth: &[bool], gamma: i32) -> Loss {
     })
 }
 
+/// Focal loss with both classes' weights: the mean of −α (1 − p)^γ ln p with p the probability given to
+/// what is true, held between 10⁻⁵ and 1 − 10⁻⁵, and 1 − α in the place of α where nothing is anomalous.
+pub fn weighted_focal(probabilities: &[f32], truth: &[bool], alpha: f64, gamma: i32) -> Loss {
+    const LEAST: f64 = 1e-5;
+    let n = probabilities.len() as f64;
+    mean(probabilities, truth, |y, anomalous| {
+        let (p, sign, weight) =
+            if anomalous { (y, 1.0, alpha) } else { (1.0 - y, -1.0, 1.0 - alpha) };
+        let held = p.clamp(LEAST, 1.0 - LEAST);
+        let (missing, log) = (1.0 - held, held.ln());
+        let by_p =
+            f64::from(gamma) * missing.powi(gamma - 1) * log - missing.powi(gamma) / held;
+        // Where it is held it has no slope.
+        let slope = if held == p { sign * weight * by_p / n } else { 0.0 };
+        (-weight * missing.powi(gamma) * log, slope)
+    })
+}
+
+/// The mean of d² / 2β where d = |y − truth| is below β, and of d − β/2 elsewhere (Girshick 2015).
+pub fn smooth_l1(probabilities: &[f32], truth: &[bool], beta: f64) -> Loss {
+    let n = probabilities.len() as f64;
+    mean(probabilities, truth, |y, anomalous| {
+        let away = y - f64::from(u8::from(anomalous));
+        let d = away.abs();
+        if d < beta {
+            (d * d / (2.0 * beta), away / beta / n)
+        } else {
+            (d - beta / 2.0, away.signum() / n)
+        }
+    })
+}
+
 /// The mean of |y − truth|.
 pub fn l1(probabilities: &[f32], truth: &[bool]) -> Loss {
     let n = probabilities.len() as f64;
@@ -33,6 +65,12 @@ pub fn l1(probabilities: &[f32], truth: &[bool]) -> Loss {
 }
 
 impl Loss {
+    pub fn times(mut self, factor: f64) -> Loss {
+        self.value *= factor;
+        self.gradient.iter_mut().for_each(|slope| *slope = (f64::from(*slope) * factor) as f32);
+        self
+    }
+
     /// The sum of two losses of the same numbers.
     pub fn plus(mut self, other: &Loss) -> Loss {
         self.value += other.value;
@@ -82,9 +120,42 @@ mod tests {
     }
 
     #[test]
+    fn weighted_losses_are_the_vectors() {
+        let Some(vector) = Vector::open("prn_losses") else { return };
+        let probabilities = flat(&vector.input("prob"));
+        let truth: Vec<bool> = flat(&vector.input("mask")).iter().map(|&m| m == 1.0).collect();
+        let smooth = smooth_l1(&probabilities, &truth, 1.0);
+        let focal = weighted_focal(&probabilities, &truth, 0.5, 4);
+        let total = smooth.clone().plus(&focal.clone().times(5.0));
+        let close =
+            |got: f64, want: f32| (got - f64::from(want)).abs() <= 1e-6 + 1e-4 * got.abs();
+        for (name, loss) in [("smooth_l1", &smooth), ("focal", &focal), ("total", &total)] {
+            assert!(close(loss.value, flat(&vector.expected(name))[0]), "{name} {}", loss.value);
+        }
+        for (got, want) in total.gradient.iter().zip(flat(&vector.expected("grad_total"))) {
+            assert!(close(f64::from(*got), want), "gradient: {got} {want}");
+        }
+    }
+
+    #[test]
+    fn a_smooth_l1_is_one_where_it_is_steep() {
+        let loss = smooth_l1(&[0.9, 0.1, 0.1, 0.5], &[true, false, true, false], 0.5);
+        // d = 0.1, 0.1, 0.9, 0.5
+        let want = (0.01 + 0.01 + (0.9 - 0.25) + (0.5 - 0.25)) / 4.0;
+        assert!((loss.value - want).abs() < 1e-7, "{}", loss.value);
+        for (got, want) in loss.gradient.iter().zip([-0.2, 0.2, -1.0, 1.0]) {
+            assert!((got - want / 4.0).abs() < 1e-7, "{got} {want}");
+        }
+    }
+
+    #[test]
     fn certainty_in_the_wrong_is_finite() {
         let loss = focal(&[0.0, 1.0], &[true, false], 4);
         assert_eq!(loss.value, 100.0);
         assert!(loss.gradient.iter().all(|slope| slope.is_finite()), "{loss:?}");
+        let loss = weighted_focal(&[0.0, 1.0], &[true, false], 0.25, 4);
+        // ln 10⁻⁵ is −11.51, once by α and once by 1 − α.
+        assert!((loss.value - 11.5129 * 0.5 * (1.0_f64 - 1e-5).powi(4)).abs() < 1e-4, "{loss:?}");
+        assert_eq!(loss.gradient, [0.0, 0.0]);
     }
 }

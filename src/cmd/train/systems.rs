@@ -4,16 +4,20 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
-use inspectd::dataset::{Category, pictures::Pictures};
+use anyhow::{Context, Result, bail, ensure};
+use inspectd::dataset::split::{Draw, Pool, SeenAnomalies};
+use inspectd::dataset::{Category, Sample, pictures::Pictures};
 use inspectd::detector::bundle::System;
 use inspectd::detector::input::Input;
-use inspectd::detector::{destseg as destseg_detector, ntsnet as ntsnet_detector};
-use inspectd::nn::Backbone;
+use inspectd::detector::{
+    destseg as destseg_detector, ntsnet as ntsnet_detector, prn as prn_detector,
+};
 use inspectd::nn::engine::Engine;
 use inspectd::nn::teacher::{self, Teacher};
+use inspectd::nn::{self, Backbone, BackboneSpec};
 use inspectd::synth::source::Source;
-use inspectd::train::{Trainee, destseg, ntsnet};
+use inspectd::synth::synthesizer::{Seen, Stock};
+use inspectd::train::{Trainee, destseg, ntsnet, prn};
 use serde::{Deserialize, Serialize};
 
 use super::Args;
@@ -23,6 +27,7 @@ use super::Args;
 pub enum Word {
     DeStSeg,
     NtsNet,
+    Prn,
 }
 
 /// The file of `--config`.
@@ -31,6 +36,7 @@ pub enum Word {
 pub struct Config {
     destseg: Option<destseg::Config>,
     ntsnet: Option<ntsnet::Config>,
+    prn: Option<prn::Config>,
 }
 
 /// What a system is trained from.
@@ -64,7 +70,8 @@ impl FromStr for Word {
         match word {
             "destseg" => Ok(Self::DeStSeg),
             "ntsnet" => Ok(Self::NtsNet),
-            _ => bail!("system {word}: must be destseg or ntsnet"),
+            "prn" => Ok(Self::Prn),
+            _ => bail!("system {word}: must be destseg, ntsnet or prn"),
         }
     }
 }
@@ -79,9 +86,27 @@ impl Config {
 }
 
 impl Word {
-    /// Levels of the backbone that it needs.
-    pub fn levels(self) -> usize {
-        teacher::LEVELS
+    /// What can be said of the options before the data is looked at.
+    ///
+    /// # Errors
+    /// An input size that it can't have, defects to learn from for one that can't.
+    pub fn check(self, args: &Args, input: Input) -> Result<()> {
+        if self == Word::Prn {
+            return prn_detector::check(input).context("--size");
+        }
+        ensure!(
+            args.seen.is_none() && args.seen_list.is_none(),
+            "--seen and --seen-list are for prn, the only system that learns from defects"
+        );
+        Ok(())
+    }
+
+    /// The backbone to the level that it needs.
+    pub fn backbone(self, spec: &BackboneSpec) -> Result<Backbone> {
+        match self {
+            Word::DeStSeg | Word::NtsNet => nn::load(spec, teacher::LEVELS),
+            Word::Prn => nn::load_deepest(spec, teacher::LEVELS + 1),
+        }
     }
 
     /// # Errors
@@ -90,6 +115,7 @@ impl Word {
         match self {
             Word::DeStSeg => destseg(given),
             Word::NtsNet => ntsnet(given),
+            Word::Prn => prn(given),
         }
     }
 }
@@ -148,3 +174,76 @@ fn ntsnet(given: Given<'_>) -> Result<Prepared> {
         seen_anomalies: Vec::new(),
     })
 }
+
+fn prn(given: Given<'_>) -> Result<Prepared> {
+    let Given { args, config, category, backbone, input, pictures, source, engine } = given;
+    let mut own = config.prn.unwrap_or_default();
+    own.network.encoder = teacher(args)?;
+    own.batch = args.batch.unwrap_or(own.batch);
+    own.check()?;
+    if let Some(steps) = args.steps {
+        own.epochs = steps.div_ceil(own.steps_of_epoch(pictures.len())).max(1);
+    }
+    let drawn = seen(args, category)?;
+    let size = (input.width, input.height);
+    let seen: Vec<Seen> = drawn
+        .iter()
+        .map(|sample| Seen::read(sample, size, args.significant_bits))
+        .collect::<Result<_>>()?;
+    let names: Vec<String> = drawn.into_iter().map(|sample| sample.name).collect();
+    match names.len() {
+        0 => println!("no defect is learned from, but those that are made up"),
+        count => println!("{count} defects are learned from, and left out by eval: {}", names.join(", ")),
+    }
+    if backbone.channels().len() <= teacher::LEVELS {
+        println!("the backbone ends with layer3: layer4 begins drawn");
+    }
+    println!("made-up anomalies: {}", source.words());
+    let settings = format!("{}seen_anomalies = {names:?}\n", toml::to_string(&own)?);
+    let stock = Stock {
+        normals: pictures,
+        source,
+        seen,
+        category: category.name.clone(),
+        surface: category.surface,
+    };
+    let (network, top) = (own.network, own.top);
+    let mut trainee = prn::Prn::new(own, input, backbone, stock, args.seed, engine)?;
+    // A checkpoint has them.
+    if !args.resume {
+        trainee.find_prototypes(&mut |found| {
+            println!(
+                "scale {}: {} prototypes of {} good parts, {} rounds of k-means",
+                found.scale + 1,
+                found.count,
+                found.maps,
+                found.rounds
+            );
+        })?;
+    }
+    let card = prn_detector::Card { network, prototypes: trainee.prototypes(), top };
+    Ok(Prepared {
+        trainee: Box::new(trainee),
+        system: System::Prn(card),
+        settings,
+        seen_anomalies: names,
+    })
+}
+
+/// The defects to learn from.
+fn seen(args: &Args, category: &Category) -> Result<Vec<Sample>> {
+    let count = args.seen.unwrap_or(SEEN);
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let draw = args.seen_list.clone().map_or(Draw::Pooled, Draw::List);
+    let pool = Pool::usual(category.layout);
+    let seen = SeenAnomalies { count, seed: args.seed, draw, pool };
+    let split = seen.split(category).with_context(|| {
+        format!("--seen {count}; 0 learns from good parts and made-up anomalies alone")
+    })?;
+    Ok(split.seen)
+}
+
+/// The paper's number of defects.
+const SEEN: usize = 10;

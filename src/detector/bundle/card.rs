@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{EXPECTED, VERSION, WEIGHTS, picture_name};
 use crate::detector::input::Input;
-use crate::detector::{destseg, ntsnet, patch_prototypes};
+use crate::detector::{destseg, ntsnet, patch_prototypes, prn};
 use crate::nn::plan::{Precision, Quantization};
 
 /// `model.toml`: where the model comes from and what it promises.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Card {
-    /// `patch_prototypes`, `destseg` or `ntsnet`.
+    /// `patch_prototypes`, `destseg`, `ntsnet` or `prn`.
     pub system: String,
     pub version: u32,
     /// The version of the program that made it, and its git revision or `unknown`.
@@ -35,6 +35,8 @@ pub struct Card {
     pub destseg: Option<destseg::Card>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ntsnet: Option<ntsnet::Card>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prn: Option<prn::Card>,
     /// Where `precision` is `int8`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub int8: Option<Int8>,
