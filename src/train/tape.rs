@@ -25,8 +25,11 @@ use crate::ops::gradient::batch_norm::{self, BatchNorm, Forward};
 use crate::ops::gradient::conv::TrainConv;
 use crate::ops::gradient::depthwise::TrainDepthwise;
 use crate::ops::gradient::patch_affine::TrainPatchAffine;
-use crate::ops::gradient::{texture as texture_gradient, upsample as upsample_gradient};
-use crate::ops::patch_attention::{self, patch_attention};
+use crate::ops::gradient::{
+    patch_attention as attention_gradient, texture as texture_gradient,
+    upsample as upsample_gradient,
+};
+use crate::ops::patch_attention::patch_attention;
 use crate::ops::place_softmax::place_softmax;
 use crate::ops::prototype_residual::Prototypes;
 use crate::ops::simd::LANES;
@@ -378,7 +381,7 @@ impl Step {
             Work::Conv(conv) => (conv.kernel.scratch_len(), 0),
             Work::Depthwise(conv) => (conv.kernel.scratch_len(), 0),
             Work::PrototypeResidual(own) => (own.prototypes.scratch_len(to.images), 0),
-            Work::PatchAttention { patch, .. } => (patch_attention::scratch_len(to, *patch), 0),
+            Work::PatchAttention { patch, .. } => (attention_gradient::scratch_len(to, *patch), 0),
             Work::PatchAffine(own) => (own.kernel.scratch_len(), 0),
             Work::CosineToMean => {
                 (0, texture_gradient::cosine_to_mean_scratch(threads, self.from[1].shape))

@@ -22,7 +22,6 @@ use crate::ops::gradient::batch_norm::BatchNorm;
 use crate::ops::gradient::conv::TrainConv;
 use crate::ops::gradient::depthwise::TrainDepthwise;
 use crate::ops::gradient::patch_affine::TrainPatchAffine;
-use crate::ops::gradient::patch_attention;
 use crate::ops::gradient::upsample as upsample_gradient;
 use crate::ops::prototype_residual::Prototypes;
 use crate::ops::upsample::Upsample;
