@@ -16,7 +16,7 @@ use rand::{Rng, RngExt};
 use super::weights::Weights;
 pub use crate::ops::cosine_map::Distance;
 use crate::ops::interpolate::Align;
-pub use crate::ops::texture::LevelRule;
+pub use crate::ops::texture::{LevelRule, Neighbour};
 
 /// What an operation made: an index into [`Graph::nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -166,12 +166,13 @@ pub enum Op {
         rule: LevelRule,
     },
     /// A cosine map [1, H, W] in S × S regions → [3, S², N²]: for each pair (m, n), at column
-    /// N·m + n, the level L_m, the level L_n, and P = Σ E_{(i,j),m} E_{(i+1,j+1),n} divided by the
-    /// region's ΣP + 10⁻⁶. Levels are each region's own; both places of a pair lie in it.
+    /// N·m + n, the level L_m, the level L_n, and P = Σ E_{(i,j),m} E_{neighbour of (i,j),n} divided
+    /// by the region's ΣP + 10⁻⁶. Levels are each region's own; both places of a pair lie in it.
     CoOccurrence {
         levels: usize,
         regions: usize,
         rule: LevelRule,
+        neighbour: Neighbour,
     },
     /// [C, S, S] → [C, S², T]: region by region, each value T times.
     RepeatRegions {
@@ -391,10 +392,10 @@ impl Graph {
         cosines: Value,
         levels: usize,
         regions: usize,
-        rule: LevelRule,
+        (rule, neighbour): (LevelRule, Neighbour),
     ) -> Value {
         let dims = Dims { channels: 3, height: regions * regions, width: levels * levels };
-        self.push(Op::CoOccurrence { levels, regions, rule }, &[cosines], dims)
+        self.push(Op::CoOccurrence { levels, regions, rule, neighbour }, &[cosines], dims)
     }
 
     pub fn repeat_regions(&mut self, xs: Value, times: usize) -> Value {

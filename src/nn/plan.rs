@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 
-use super::graph::{Graph, LevelRule};
+use super::graph::{Graph, LevelRule, Neighbour};
 use super::weights::Weights;
 use crate::ops::affine::Affine;
 use crate::ops::byte_simd::ByteIsa;
@@ -111,6 +111,7 @@ enum Work {
     },
     CoOccurrence {
         rule: LevelRule,
+        neighbour: Neighbour,
     },
     RepeatRegions,
     MeanRegions,
@@ -298,8 +299,9 @@ impl Plan {
             Work::LevelCounts { rule } => {
                 texture::level_counts(team, self.isa, &map(&step.from[0]), *rule, scratch, &to);
             }
-            Work::CoOccurrence { rule } => {
-                texture::co_occurrence(team, self.isa, &map(&step.from[0]), *rule, scratch, &to);
+            Work::CoOccurrence { rule, neighbour } => {
+                let (cosines, pairs) = (map(&step.from[0]), (*rule, *neighbour));
+                texture::co_occurrence(team, self.isa, &cosines, pairs, scratch, &to);
             }
             Work::RepeatRegions => {
                 texture::repeat_regions(team, self.isa, &map(&step.from[0]), &to);

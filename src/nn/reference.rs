@@ -145,8 +145,8 @@ fn step(node: &Node, xs: &[&Tensor], parameters: &impl Parameters) -> Result<Ten
         }
         (Op::CosineToMean, [x, means]) => cosine_to_mean(x, means)?,
         (Op::LevelCounts { levels, rule }, [m]) => levels::counts(m, *levels, *rule)?,
-        (Op::CoOccurrence { levels, regions, rule }, [m]) => {
-            levels::co_occurrence(m, *levels, *regions, *rule)?
+        (Op::CoOccurrence { levels, regions, rule, neighbour }, [m]) => {
+            levels::co_occurrence(m, *levels, *regions, (*rule, *neighbour))?
         }
         (Op::RepeatRegions { times }, [x]) => {
             let (b, c, h, w) = x.dims4()?;

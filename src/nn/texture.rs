@@ -5,7 +5,7 @@
 //! `sizes` are those of MLFF in the network itself, smaller ones in tests. Convolutions have no
 //! bias.
 
-use super::graph::{Conv, Graph, LevelRule, Resample, Value};
+use super::graph::{Conv, Graph, LevelRule, Neighbour, Resample, Value};
 use super::layers::{conv_bn, conv_bn_relu};
 use crate::ops::interpolate::Align;
 
@@ -22,11 +22,13 @@ pub struct Sizes {
     /// N.
     pub levels: usize,
     pub rule: LevelRule,
+    /// Of pairs, in the pyramid.
+    pub neighbour: Neighbour,
 }
 
 /// Texture enhancement: [C, H, W] → [C, H, W], levels counted over the whole map.
 pub fn enhance(g: &mut Graph, xs: Value, at: &str, sizes: Sizes) -> Value {
-    let Sizes { width, levels, rule } = sizes;
+    let Sizes { width, levels, rule, .. } = sizes;
     let c = g.dims(xs).channels;
     let pre = Conv::new(format!("{at}qco.pre.0.0"), c, c, 3);
     let ys = conv_bn(g, xs, pre, format!("{at}qco.pre.0.1"));
@@ -74,10 +76,10 @@ pub fn pyramid(
 
 /// Co-occurrence features of S × S regions: [C, H, W] → [width, S, S].
 pub fn regional(g: &mut Graph, xs: Value, at: &str, regions: usize, sizes: Sizes) -> Value {
-    let Sizes { width, levels, rule } = sizes;
+    let Sizes { width, levels, rule, neighbour } = sizes;
     let mean = g.region_mean(xs, regions);
     let cosines = g.cosine_to_mean(xs, mean);
-    let pairs = g.co_occurrence(cosines, levels, regions, rule); // [3, S², N²]
+    let pairs = g.co_occurrence(cosines, levels, regions, (rule, neighbour)); // [3, S², N²]
     let pairs = read(g, pairs, at, width);
     let mean = g.repeat_regions(mean, levels * levels);
     let both = g.concat(&[mean, pairs]);
@@ -103,14 +105,16 @@ mod tests {
     use crate::nn::reference::run_on;
     use crate::nn::vectors::Vector;
 
-    const RULE: LevelRule = LevelRule::Reference;
+    /// Those of the vectors.
+    const RULES: (LevelRule, Neighbour) = (LevelRule::Reference, Neighbour::Diagonal);
 
     #[test]
     fn enhancement_equals_the_vector() {
         let Some(vector) = Vector::open("tem_small") else { return };
         let mut g = Graph::default();
         let xs = g.input(Dims { channels: 6, height: 8, width: 8 });
-        let out = enhance(&mut g, xs, "", Sizes { width: 4, levels: 8, rule: RULE });
+        let (rule, neighbour) = RULES;
+        let out = enhance(&mut g, xs, "", Sizes { width: 4, levels: 8, rule, neighbour });
         let attention = g.nodes().iter().find(|node| node.op == Op::LevelAttention).unwrap();
         let statistics = g.node(attention.inputs[0]).inputs[0];
         g.set_outputs(vec![statistics, out]);
@@ -125,7 +129,8 @@ mod tests {
         let Some(vector) = Vector::open("ptfem_small") else { return };
         let mut g = Graph::default();
         let xs = g.input(Dims { channels: 6, height: 8, width: 8 });
-        let sizes = Sizes { width: 3, levels: 4, rule: RULE };
+        let (rule, neighbour) = RULES;
+        let sizes = Sizes { width: 3, levels: 4, rule, neighbour };
         let out = pyramid(&mut g, xs, "", (4, &[1, 2, 4]), sizes);
         let means = (0..g.nodes().len()).filter(|&i| g.nodes()[i].op == Op::MeanRegions);
         let second = means.map(Value).nth(1).unwrap();

@@ -10,26 +10,74 @@
 //! that no value is near.
 
 mod counts;
+mod reach;
 mod regions;
 mod spread;
 
 pub use counts::{co_occurrence, co_occurrence_scratch, level_counts, level_counts_scratch};
+pub use reach::{Reach, reach};
 pub use regions::{cosine_to_mean, mean_regions, repeat_regions};
 pub use spread::{level_attention, level_attention_scratch, spread_levels, spread_levels_scratch};
+
+use serde::{Deserialize, Serialize};
 
 use super::feature_map::{FeatureMap, Shape, Shared};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::team::Team;
 
 /// Which values a level takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LevelRule {
     /// L_n = (max − min)/N · n + min for n = 1..N, and E = 1 − |L − M| where −½/N ≤ L − M < ½/N
     /// (eq. 1 of the paper).
+    #[default]
     Paper,
     /// L_n = (2n + 1)/(2N) · (max − min) + min for n = 0..N−1, and E = 1 − |L − M| where |L − M| is
     /// below the spacing L₁ − L₀ (STLNet's published code).
     Reference,
+}
+
+impl LevelRule {
+    /// Level `n` of `count` between the bounds of M.
+    #[inline(always)]
+    fn level(self, n: usize, count: usize, (low, high): (f32, f32)) -> f32 {
+        let (step, count) = (n as f32, count as f32);
+        match self {
+            LevelRule::Paper => (high - low) / count * (step + 1.0) + low,
+            LevelRule::Reference => (2.0 * step + 1.0) / (2.0 * count) * (high - low) + low,
+        }
+    }
+
+    /// Whether a level takes a value: `d` is L − M, `spacing` L₁ − L₀.
+    fn takes(self, d: f32, count: usize, spacing: f32) -> bool {
+        let half = 0.5 / count as f32;
+        match self {
+            LevelRule::Paper => (-half..half).contains(&d),
+            LevelRule::Reference => 1.0 - d.abs() > 1.0 - spacing,
+        }
+    }
+}
+
+/// With which place a place makes a pair; both lie in the same region.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Neighbour {
+    /// One row down and one column to the right (STLNet's published code).
+    #[default]
+    Diagonal,
+    /// One column to the right.
+    Right,
+}
+
+impl Neighbour {
+    /// Rows and columns from a place to it.
+    pub fn offset(self) -> (usize, usize) {
+        match self {
+            Neighbour::Diagonal => (1, 1),
+            Neighbour::Right => (0, 1),
+        }
+    }
 }
 
 /// A level that no value is near.
@@ -58,15 +106,10 @@ impl Levels {
 
     /// # Safety
     /// `padded(count)` writable numbers at `start`, which nobody else uses meanwhile.
-    unsafe fn fill(&self, (low, high): (f32, f32)) {
-        let n = self.count as f32;
+    unsafe fn fill(&self, bounds: (f32, f32)) {
         for i in 0..padded(self.count) {
-            let step = i as f32;
-            let level = match self.rule {
-                _ if i >= self.count => NOWHERE,
-                LevelRule::Paper => (high - low) / n * (step + 1.0) + low,
-                LevelRule::Reference => (2.0 * step + 1.0) / (2.0 * n) * (high - low) + low,
-            };
+            let level =
+                if i < self.count { self.rule.level(i, self.count, bounds) } else { NOWHERE };
             // SAFETY: as the caller promises.
             unsafe { self.start.add(i).write(level) };
         }

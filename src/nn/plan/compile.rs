@@ -386,7 +386,9 @@ impl Compiler<'_> {
             Op::PlaceSoftmax => Work::PlaceSoftmax,
             Op::CosineToMean => Work::CosineToMean,
             Op::LevelCounts { rule, .. } => Work::LevelCounts { rule: *rule },
-            Op::CoOccurrence { rule, .. } => Work::CoOccurrence { rule: *rule },
+            Op::CoOccurrence { rule, neighbour, .. } => {
+                Work::CoOccurrence { rule: *rule, neighbour: *neighbour }
+            }
             Op::RepeatRegions { .. } => Work::RepeatRegions,
             Op::MeanRegions => Work::MeanRegions,
             Op::LevelAttention => Work::LevelAttention,

@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::{DType, Tensor};
 
 use super::split;
-use crate::nn::graph::LevelRule;
+use crate::nn::graph::{LevelRule, Neighbour};
 
 /// Added to the sum of counts, which is zero where all cosines are equal and the rule is
 /// [`LevelRule::Reference`]; and to that of pairs (STLNet's code).
@@ -26,7 +26,7 @@ pub fn co_occurrence(
     cosines: &Tensor,
     levels: usize,
     regions: usize,
-    rule: LevelRule,
+    (rule, neighbour): (LevelRule, Neighbour),
 ) -> Result<Tensor> {
     let (b, _, height, width) = cosines.dims4()?;
     let (h, w) = (height / regions, width / regions);
@@ -34,13 +34,14 @@ pub fn co_occurrence(
     let cosines = split(cosines, regions)?.squeeze(1)?.permute((0, 1, 3, 2, 4))?.contiguous()?;
     let cosines = cosines.reshape((all, h * w))?;
     let values = values(&cosines, levels, rule)?; // [R, N]
-    let pairs = if h > 1 && w > 1 {
+    let (dy, dx) = neighbour.offset();
+    let pairs = if h > dy && w > dx {
         let encoded = encode(&cosines, &values, rule)?.reshape((all, h, w, levels))?;
         let part = |y, x| -> Result<Tensor> {
-            let part = encoded.narrow(1, y, h - 1)?.narrow(2, x, w - 1)?.contiguous()?;
-            Ok(part.reshape((all, (h - 1) * (w - 1), levels))?)
+            let part = encoded.narrow(1, y, h - dy)?.narrow(2, x, w - dx)?.contiguous()?;
+            Ok(part.reshape((all, (h - dy) * (w - dx), levels))?)
         };
-        part(0, 0)?.t()?.contiguous()?.matmul(&part(1, 1)?)?
+        part(0, 0)?.t()?.contiguous()?.matmul(&part(dy, dx)?)?
     } else {
         Tensor::zeros((all, levels, levels), DType::F32, cosines.device())?
     };

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::nn::graph::{Dims, Distance, LevelRule, Value};
+use crate::nn::graph::{Dims, Distance, LevelRule, Neighbour, Value};
 use crate::nn::vectors::{Vector, flat};
 use crate::ops::interpolate::Align;
 
@@ -140,7 +140,9 @@ fn co_occurrence_equals_the_vectors() {
         let got = outputs(&[vector.input("x")], |g, v| {
             let means = g.region_mean(v[0], 2);
             let cosines = g.cosine_to_mean(v[0], means);
-            vec![means, g.co_occurrence(cosines, 4, 2, rule)]
+            let neighbours = [Neighbour::Diagonal, Neighbour::Right];
+            let pairs = neighbours.map(|to| g.co_occurrence(cosines, 4, 2, (rule, to)));
+            vec![means, pairs[0], pairs[1]]
         });
         vector.assert_close("region_mean", &got[0]);
         let grid = got[1].reshape((3, 4, 4, 4)).unwrap(); // [3, S², m, n]
@@ -149,6 +151,8 @@ fn co_occurrence_equals_the_vectors() {
         vector.assert_close("L", &first.reshape((4, 4)).unwrap());
         vector.assert_close("L", &second.reshape((4, 4)).unwrap());
         vector.assert_close("P_off11", &grid.narrow(0, 2, 1).unwrap().squeeze(0).unwrap());
+        let grid = got[2].reshape((3, 4, 4, 4)).unwrap();
+        vector.assert_close("P_off01", &grid.narrow(0, 2, 1).unwrap().squeeze(0).unwrap());
     }
 }
 
@@ -157,7 +161,8 @@ fn equal_cosines_are_counted_without_dividing_by_zero() {
     let same = Tensor::full(0.5f32, (1, 1, 4, 4), &Device::Cpu).unwrap();
     for (rule, count) in [(LevelRule::Paper, 0.25), (LevelRule::Reference, 0.0)] {
         let got = outputs(std::slice::from_ref(&same), |g, v| {
-            vec![g.level_counts(v[0], 4, rule), g.co_occurrence(v[0], 4, 4, rule)]
+            let pairs = g.co_occurrence(v[0], 4, 4, (rule, Neighbour::Diagonal));
+            vec![g.level_counts(v[0], 4, rule), pairs]
         });
         assert_eq!(flat(&got[0]), [[0.5; 4], [count; 4]].concat());
         // regions of one place have no pairs
@@ -266,7 +271,7 @@ fn differentiable() -> Vec<Differentiable> {
         }),
         ("co-occurrence", |g, a, b| {
             let cosines = g.cosine_distance(a, b, Distance::OneMinusCosine);
-            g.co_occurrence(cosines, 4, 2, LevelRule::Reference)
+            g.co_occurrence(cosines, 4, 2, (LevelRule::Reference, Neighbour::Right))
         }),
         ("level attention", |g, a, b| {
             let [a, b] = [a, b].map(|xs| {

@@ -1,6 +1,6 @@
-//! How many values each level has, and each pair of levels at diagonal neighbours.
+//! How many values each level has, and each pair of levels at neighbours.
 
-use super::{LevelRule, Levels, check_cosines, encode, extent, fill_levels, padded};
+use super::{LevelRule, Levels, Neighbour, check_cosines, encode, extent, fill_levels, padded};
 use crate::ops::feature_map::{Buffer, FeatureMap, Shape, Shared};
 use crate::ops::patch_attention::claim;
 use crate::ops::simd::{Isa, Kernel, LANES, Simd};
@@ -103,8 +103,8 @@ fn region_scratch(width: usize, levels: usize) -> usize {
 }
 
 /// Cosines [B, 1, H, W] in S × S regions → y [B, 3, S², N²]: for each pair (m, n), at column N·m + n,
-/// the level L_m, the level L_n, and P = Σ E_{(i,j),m} E_{(i+1,j+1),n} divided by the region's
-/// ΣP + 10⁻⁶.
+/// the level L_m, the level L_n, and P = Σ E_{(i,j),m} E_{neighbour of (i,j),n} divided by the
+/// region's ΣP + 10⁻⁶.
 ///
 /// # Panics
 /// If shapes do not fit, N < 2, or `y` or `scratch` shares memory with another argument.
@@ -112,7 +112,7 @@ pub fn co_occurrence(
     team: &Team,
     isa: Isa,
     cosines: &FeatureMap<'_>,
-    rule: LevelRule,
+    (rule, neighbour): (LevelRule, Neighbour),
     scratch: &Buffer,
     y: &FeatureMap<'_>,
 ) {
@@ -128,7 +128,7 @@ pub fn co_occurrence(
     let shared = Shared((*cosines, Levels { rule, count, start }, *y));
     team.chunks(shape.images * regions * regions, 1, |_, from, to| {
         let (cosines, levels, y) = shared.get();
-        isa.run(Pairs { cosines, levels, regions, y, from, to });
+        isa.run(Pairs { cosines, levels, neighbour, regions, y, from, to });
     });
 }
 
@@ -137,6 +137,7 @@ struct Pairs<'a> {
     cosines: FeatureMap<'a>,
     /// At the start of the scratch memory; each region has its own of [`region_scratch`].
     levels: Levels,
+    neighbour: Neighbour,
     regions: usize,
     y: FeatureMap<'a>,
     from: usize,
@@ -170,7 +171,11 @@ impl Kernel for Pairs<'_> {
                 unsafe { s.store(pairs.add(at), s.zero()) };
             }
             for i in 0..height {
-                let (before, now) = (rows[(i + 1) % 2], rows[i % 2]);
+                let now = rows[i % 2];
+                let (before, alone) = match self.neighbour {
+                    Neighbour::Diagonal => (rows[(i + 1) % 2], i == 0),
+                    Neighbour::Right => (now, false),
+                };
                 let (y, x) = ((corner.0 + i) as isize, corner.1 as isize);
                 let from = self.cosines.place(b, 0, y, x);
                 for j in 0..width {
@@ -185,7 +190,7 @@ impl Kernel for Pairs<'_> {
                         }
                     }
                 }
-                for j in 1..if i == 0 { 0 } else { width } {
+                for j in 1..if alone { 0 } else { width } {
                     for m in 0..count {
                         // SAFETY: as above.
                         unsafe {

@@ -4,6 +4,7 @@ use super::*;
 use crate::ops::feature_map::Buffer;
 
 const RULES: [LevelRule; 2] = [LevelRule::Paper, LevelRule::Reference];
+const NEIGHBOURS: [Neighbour; 2] = [Neighbour::Diagonal, Neighbour::Right];
 
 fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_here())
@@ -72,8 +73,9 @@ fn plain_pairs(
     values: &[f32],
     (height, width): (usize, usize),
     (n, regions): (usize, usize),
-    rule: LevelRule,
+    (rule, neighbour): (LevelRule, Neighbour),
 ) -> Vec<f32> {
+    let (dy, dx) = neighbour.offset();
     let (h, w) = (height / regions, width / regions);
     let mut parts = [Vec::new(), Vec::new(), Vec::new()];
     for region in 0..regions * regions {
@@ -81,8 +83,8 @@ fn plain_pairs(
         let own: Vec<f32> = (0..h * w).map(|i| values[(y + i / w) * width + x + i % w]).collect();
         let (levels, encoded) = plain_levels(&own, n, rule);
         let mut pairs = vec![0.0f64; n * n];
-        for (i, j) in (0..h - 1).flat_map(|i| (0..w - 1).map(move |j| (i, j))) {
-            let (a, b) = (&encoded[i * w + j], &encoded[(i + 1) * w + j + 1]);
+        for (i, j) in (0..h - dy).flat_map(|i| (0..w - dx).map(move |j| (i, j))) {
+            let (a, b) = (&encoded[i * w + j], &encoded[(i + dy) * w + j + dx]);
             for (at, pair) in pairs.iter_mut().enumerate() {
                 *pair += f64::from(a[at / n]) * f64::from(b[at % n]);
             }
@@ -127,13 +129,13 @@ fn pairs(
     values: &[f32],
     shape: Shape,
     (n, regions): (usize, usize),
-    rule: LevelRule,
+    rules: (LevelRule, Neighbour),
 ) -> Vec<f32> {
     let team = Team::new(threads, false).unwrap();
     let scratch = Buffer::zeroed(co_occurrence_scratch(shape, n, regions));
     let wanted = Shape::new(shape.images, 3, regions * regions, n * n);
     made([(values, shape)], wanted, |[cosines], y| {
-        co_occurrence(&team, isa, cosines, rule, &scratch, y);
+        co_occurrence(&team, isa, cosines, rules, &scratch, y);
     })
 }
 
@@ -180,13 +182,15 @@ fn counts_pairs_and_spreading_are_the_definitions() {
             wave(shape.images * shape.places(), 0.2).iter().map(|x| x * range).collect();
         let d = wave(shape.images * channels * n, 1.1);
         let images = || values.chunks(shape.places());
-        for rule in RULES {
-            let what = format!("{rule:?} {shape:?} {n} {range}");
+        for (rule, neighbour) in RULES.into_iter().flat_map(|rule| NEIGHBOURS.map(|to| (rule, to)))
+        {
+            let what = format!("{rule:?} {neighbour:?} {shape:?} {n} {range}");
             let want_counts: Vec<f32> =
                 images().flat_map(|image| plain_counts(image, n, rule)).collect();
             let side = (shape.height, shape.width);
-            let want_pairs: Vec<f32> =
-                images().flat_map(|image| plain_pairs(image, side, (n, *regions), rule)).collect();
+            let want_pairs: Vec<f32> = images()
+                .flat_map(|image| plain_pairs(image, side, (n, *regions), (rule, neighbour)))
+                .collect();
             let want_spread: Vec<f32> = images()
                 .zip(d.chunks(channels * n))
                 .flat_map(|(image, d)| plain_spread(image, d, n, rule))
@@ -195,7 +199,7 @@ fn counts_pairs_and_spreading_are_the_definitions() {
                 // Shares of sums of ≤ 72 numbers ≤ 1 in f32.
                 let got = counts(isa, threads, &values, shape, n, rule);
                 assert_close(&got, &want_counts, 2e-6, &what);
-                let got = pairs(isa, threads, &values, shape, (n, *regions), rule);
+                let got = pairs(isa, threads, &values, shape, (n, *regions), (rule, neighbour));
                 assert_close(&got, &want_pairs, 2e-6, &what);
                 // Up to 33 numbers ≤ 1.5, with and without fused multiplication.
                 let got = spread(isa, threads, (&values, &d), shape, n, rule);
@@ -268,7 +272,10 @@ fn torch_says_the_same() {
         let close = |got: &[f32], want: &[f32]| assert_close(got, want, 1e-6, isa.word());
         let got = counts(isa, 1, &values, shape, 4, rule);
         close(&got, &[case.levels, case.counts].concat());
-        close(&pairs(isa, 1, &values, shape, (4, 1), rule)[32..], &case.pairs);
+        close(
+            &pairs(isa, 1, &values, shape, (4, 1), (rule, Neighbour::Diagonal))[32..],
+            &case.pairs,
+        );
         close(&spread(isa, 1, (&values, &tenths(4)), shape, 4, rule), &case.spread);
         close(&spread(isa, 1, (&values, &tenths(20)), shape, 20, rule), &case.spread_20);
     }
@@ -294,7 +301,10 @@ fn a_nan_cosine_shows() {
     values[7] = f32::NAN;
     for (isa, rule) in isas().flat_map(|isa| RULES.map(|rule| (isa, rule))) {
         assert!(counts(isa, 1, &values, shape, 17, rule).iter().all(|x| x.is_nan()));
-        assert!(pairs(isa, 1, &values, shape, (3, 1), rule).iter().all(|x| x.is_nan()));
+        for neighbour in NEIGHBOURS {
+            let got = pairs(isa, 1, &values, shape, (3, 1), (rule, neighbour));
+            assert!(got.iter().all(|x| x.is_nan()));
+        }
         let y = spread(isa, 1, (&values, &wave(34, 0.4)), shape, 17, rule);
         assert!(y.iter().all(|x| x.is_nan()));
     }
