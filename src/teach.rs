@@ -258,6 +258,7 @@ pub fn teach(
         }),
         destseg: None,
         ntsnet: None,
+        mlff: None,
         int8,
         threshold,
         calibration,

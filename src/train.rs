@@ -11,6 +11,7 @@ pub mod feed;
 pub mod finish;
 pub mod health;
 pub mod loss;
+pub mod mlff;
 pub mod ntsnet;
 pub mod optimizer;
 pub mod parameters;

@@ -92,6 +92,7 @@ pub fn finish(
         prototypes: None,
         destseg: None,
         ntsnet: None,
+        mlff: None,
         int8: None,
         threshold,
         calibration,

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Card;
 use crate::detector::input::Input;
-use crate::detector::{Detector, destseg, ntsnet, patch_prototypes};
+use crate::detector::{Detector, destseg, mlff, ntsnet, patch_prototypes};
 use crate::nn::engine::Engine;
 use crate::nn::weights::Weights;
 
@@ -13,6 +13,7 @@ use crate::nn::weights::Weights;
 pub enum System {
     DeStSeg(destseg::Card),
     NtsNet(ntsnet::Card),
+    Mlff(mlff::Card),
 }
 
 impl System {
@@ -26,10 +27,11 @@ impl System {
             patch_prototypes::SYSTEM => None,
             destseg::SYSTEM => Some(System::DeStSeg(card.destseg.with_context(table)?)),
             ntsnet::SYSTEM => Some(System::NtsNet(card.ntsnet.with_context(table)?)),
+            mlff::SYSTEM => Some(System::Mlff(card.mlff.with_context(table)?)),
             other => bail!(
                 "system = \"{other}\" is not known to this inspectd ({}); known: {}",
                 env!("CARGO_PKG_VERSION"),
-                [patch_prototypes::SYSTEM, destseg::SYSTEM, ntsnet::SYSTEM].join(", ")
+                [patch_prototypes::SYSTEM, destseg::SYSTEM, ntsnet::SYSTEM, mlff::SYSTEM].join(", ")
             ),
         })
     }
@@ -39,6 +41,15 @@ impl System {
         match self {
             System::DeStSeg(_) => destseg::SYSTEM,
             System::NtsNet(_) => ntsnet::SYSTEM,
+            System::Mlff(_) => mlff::SYSTEM,
+        }
+    }
+
+    /// Whether its scores may lie below zero.
+    pub fn is_signed(&self) -> bool {
+        match self {
+            System::DeStSeg(_) | System::NtsNet(_) => false,
+            System::Mlff(own) => own.network.score,
         }
     }
 
@@ -48,6 +59,7 @@ impl System {
         match self {
             System::DeStSeg(own) => card.destseg = Some(own),
             System::NtsNet(own) => card.ntsnet = Some(own),
+            System::Mlff(own) => card.mlff = Some(own),
         }
     }
 
@@ -62,6 +74,7 @@ impl System {
         Ok(match self {
             System::DeStSeg(own) => Box::new(destseg::DeStSeg::new(own, input, weights, engine)?),
             System::NtsNet(own) => Box::new(ntsnet::NtsNet::new(own, input, weights, engine)?),
+            System::Mlff(own) => Box::new(mlff::Mlff::new(own, input, weights, engine)?),
         })
     }
 }
