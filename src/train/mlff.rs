@@ -36,7 +36,7 @@ use crate::synth::{SampleKey, Tag, confetti, cutpaste};
 pub struct Config {
     /// Of the repeated pictures.
     pub epochs: u64,
-    /// Ends the schedule after so many steps, wherever in an epoch that is.
+    /// Of the whole schedule, in the place of `epochs`; it may end within one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
     /// B.
@@ -196,8 +196,7 @@ impl Config {
 
     /// Steps of the whole schedule for so many good parts.
     pub fn schedule(&self, pictures: usize) -> u64 {
-        let whole = self.epochs * self.steps_of_epoch(pictures);
-        self.steps.map_or(whole, |steps| steps.min(whole))
+        self.steps.unwrap_or_else(|| self.epochs * self.steps_of_epoch(pictures))
     }
 
     /// Of so many good parts; the last batch may be smaller.
