@@ -25,7 +25,7 @@ use crate::nn::Backbone;
 use crate::nn::engine::Engine;
 use crate::nn::graph::{Graph, LevelRule};
 use crate::nn::mlff::{ENCODER, Variant};
-use crate::ops::gradient::squared_norm as gradient;
+use crate::ops::gradient::squared_norm::squared_norm as squared_norm_gradient;
 use crate::ops::squared_norm::squared_norm;
 use crate::ops::texture::{Reach, reach};
 use crate::synth::{SampleKey, Tag, confetti, cutpaste};
@@ -363,7 +363,7 @@ impl Mlff {
             losses.extend([("feature", terms.normal), ("feature_anomalous", terms.anomalous)]);
             by_norms = scaled(&terms.gradient, config.feature_weight);
         }
-        gradient::squared_norm(&engine.team, engine.isa, features, &by_norms, gradient(0)?);
+        squared_norm_gradient(&engine.team, engine.isa, features, &by_norms, gradient(0)?);
 
         if let Some(score) = outputs.score {
             let mut by_scores = vec![0.0; truth.len()];

@@ -133,3 +133,91 @@ fn advice_comes_where_the_papers_levels_miss_much() {
     assert_eq!(advice(LevelRule::Paper, &figures(0.1)), None);
     assert_eq!(advice(LevelRule::Reference, &figures(0.49)), None);
 }
+
+const INPUT: Input = Input { width: 64, height: 64 };
+
+/// MLFF with a drawn encoder and without the texture branch, whose levels have no slope.
+fn smooth(folder: &std::path::Path, config: Config) -> Mlff {
+    let paths: Vec<_> = (0..2).map(|i| folder.join(format!("{i}.png"))).collect();
+    for (i, path) in paths.iter().enumerate() {
+        let picture = image::RgbImage::from_fn(64, 64, |x, y| {
+            image::Rgb([(x * 3 + y) as u8, (y * 3) as u8, ((x * y + 7 * i as u32) % 97) as u8 + 80])
+        });
+        picture.save(path).unwrap();
+    }
+    let depth = config.network.encoder.depth();
+    let graph = crate::nn::resnet::graph(depth, 3, (64, 64)).unwrap();
+    let drawn = Parameters::begin(&graph, 9, |_| Some(Start::FanOut)).weights("drawn").unwrap();
+    let encoder = Backbone::resnet(depth, 3, &drawn).unwrap();
+    let pictures = Arc::new(Pictures::open(paths, (64, 64), 1 << 20, 16).unwrap());
+    let engine = crate::nn::engine::Config { threads: Some(2), pin: false };
+    Mlff::new(config, INPUT, &encoder, pictures, 3, &Engine::new(&engine).unwrap()).unwrap()
+}
+
+/// The weighted sum of what a step logs.
+fn total(config: &Config, losses: &Losses) -> f64 {
+    let weight = |name: &str| match name {
+        "feature" | "feature_anomalous" => config.feature_weight,
+        "score" | "score_anomalous" => config.score_weight,
+        "consistency" => config.consistency_weight,
+        _ => panic!("{name} is no loss"),
+    };
+    losses.iter().map(|(name, value)| weight(name) * value).sum()
+}
+
+/// Along the gradient of everything that learns, the losses change as it says.
+#[test]
+fn what_is_learned_is_the_slope_of_the_weighted_losses() {
+    let folder = tempfile::tempdir().unwrap();
+    let network = Variant {
+        encoder: crate::nn::mlff::Encoder::Resnet18,
+        texture: false,
+        ..Variant::default()
+    };
+    for weights in [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [2.0, 0.5, 3.0]] {
+        let [feature_weight, score_weight, consistency_weight] = weights;
+        // A weight on the way from the features to their loss alone needs no head.
+        let network = Variant { score: weights[1] + weights[2] > 0.0, ..network };
+        let own = Config {
+            network,
+            feature_weight,
+            score_weight,
+            consistency_weight,
+            batch: 4,
+            repetition: 2,
+            ..Config::default()
+        };
+        let mut trainee = smooth(folder.path(), own.clone());
+        let batch = trainee.feed.take(0).unwrap();
+        assert!(batch.truth.contains(&true) && batch.truth.contains(&false));
+        let begun = trainee.parameters.clone();
+        let run = |trainee: &mut Mlff| {
+            let tape = &mut trainee.tape.as_mut().unwrap().1;
+            tape.input(0).write(&batch.pictures);
+            tape.forward(&mut trainee.parameters).unwrap();
+            total(&own, &trainee.losses(0, &batch.truth).unwrap())
+        };
+        run(&mut trainee);
+        let Mlff { tape, parameters, .. } = &mut trainee;
+        let tape = &mut tape.as_mut().unwrap().1;
+        tape.backward(parameters).unwrap();
+        let gradients = tape.gradients().clone();
+        let squares = gradients.values().flatten().map(|&slope| f64::from(slope).powi(2));
+        let length = squares.sum::<f64>().sqrt();
+        assert!(length > 0.0);
+        const STEP: f64 = 1e-3;
+        let [more, less] = [STEP, -STEP].map(|step| {
+            trainee.parameters = begun.clone();
+            for (name, gradient) in &gradients {
+                let values = trainee.parameters.get_mut(name).unwrap();
+                for (value, slope) in values.iter_mut().zip(gradient) {
+                    *value += (step * f64::from(*slope) / length) as f32;
+                }
+            }
+            run(&mut trainee)
+        });
+        let slope = (more - less) / (2.0 * STEP);
+        // Sums in f32 through twenty layers, and ReLUs that open on the way.
+        assert!((slope - length).abs() <= 0.03 * length, "{weights:?}: {slope}, not {length}");
+    }
+}
