@@ -589,12 +589,27 @@ mod tests {
 
     #[test]
     fn textures_are_counted_alike() {
-        // A value at the edge of a level falls to one side or the other by its last bit: Paper's rule
-        // has hard edges, the reference's goes to zero there.
-        let graph = mlff::graph(64, 64, graph::LevelRule::Reference);
-        let wanted = Wanted::of(&graph);
-        check("mlff", &wanted, 1, Isa::detect().unwrap(), 1, 2e-3);
-        check("mlff", &wanted, 2, Isa::detect().unwrap(), 2, 2e-3);
+        // A value at the edge of a level falls to one side or the other by its last bit, and there is
+        // a step: what Paper's rule gives to a place near an edge is not to be compared. The
+        // reference's gives it to another level, whose statistics differ little.
+        let paper = mlff::Variant { levels: graph::LevelRule::Reference, ..Default::default() };
+        let changed = mlff::Variant {
+            encoder: mlff::Encoder::Resnet18,
+            resolution: mlff::Resolution::Eighth,
+            neighbour: graph::Neighbour::Right,
+            map_levels: 37,
+            region_levels: 5,
+            projection: true,
+            ..paper
+        };
+        let baseline =
+            mlff::Variant { texture: false, calibration: false, score: false, ..changed };
+        for (name, variant) in [("mlff", paper), ("changed", changed), ("baseline", baseline)] {
+            let graph = variant.graph(64, 64);
+            let wanted = Wanted::of(&graph);
+            check(name, &wanted, 1, Isa::detect().unwrap(), 1, 2e-3);
+            check(name, &wanted, 2, Isa::detect().unwrap(), 2, 2e-3);
+        }
     }
 
     #[test]

@@ -9,6 +9,4 @@ pub mod cosine;
 pub mod elementwise;
 pub mod place_softmax;
 pub mod pooling;
-pub mod squared_norm;
-pub mod upsample;
-pub mod window_attention;
+pub mod texture;

@@ -16,6 +16,7 @@ mod spread;
 
 pub use counts::{co_occurrence, co_occurrence_scratch, level_counts, level_counts_scratch};
 pub use reach::{Reach, reach};
+pub(super) use regions::own;
 pub use regions::{cosine_to_mean, mean_regions, repeat_regions};
 pub use spread::{level_attention, level_attention_scratch, spread_levels, spread_levels_scratch};
 
@@ -46,6 +47,14 @@ impl LevelRule {
         match self {
             LevelRule::Paper => (high - low) / count * (step + 1.0) + low,
             LevelRule::Reference => (2.0 * step + 1.0) / (2.0 * count) * (high - low) + low,
+        }
+    }
+
+    /// How much of the largest value is in level `n` of `count`; the rest is of the smallest.
+    pub(super) fn share_of_high(self, n: usize, count: usize) -> f32 {
+        match self {
+            LevelRule::Paper => (n + 1) as f32 / count as f32,
+            LevelRule::Reference => (2 * n + 1) as f32 / (2 * count) as f32,
         }
     }
 
@@ -84,17 +93,17 @@ impl Neighbour {
 const NOWHERE: f32 = 1e30;
 
 /// Numbers of a row of N levels.
-fn padded(levels: usize) -> usize {
+pub(super) fn padded(levels: usize) -> usize {
     levels.next_multiple_of(LANES)
 }
 
 /// Levels between the bounds of M, and what decides whether a value is of one.
 #[derive(Clone, Copy)]
-struct Levels {
-    rule: LevelRule,
-    count: usize,
+pub(super) struct Levels {
+    pub rule: LevelRule,
+    pub count: usize,
     /// [`padded`], all NaN where a value was.
-    start: *mut f32,
+    pub start: *mut f32,
 }
 
 impl Levels {
@@ -106,7 +115,7 @@ impl Levels {
 
     /// # Safety
     /// `padded(count)` writable numbers at `start`, which nobody else uses meanwhile.
-    unsafe fn fill(&self, bounds: (f32, f32)) {
+    pub unsafe fn fill(&self, bounds: (f32, f32)) {
         for i in 0..padded(self.count) {
             let level =
                 if i < self.count { self.rule.level(i, self.count, bounds) } else { NOWHERE };
@@ -120,18 +129,45 @@ impl Levels {
     /// # Safety
     /// The levels were filled.
     #[inline(always)]
-    unsafe fn bound(&self) -> f32 {
+    pub unsafe fn bound(&self) -> f32 {
         match self.rule {
             LevelRule::Paper => 0.5 / self.count as f32,
             // SAFETY: there are two levels at least.
             LevelRule::Reference => unsafe { 1.0 - (*self.start.add(1) - *self.start) },
         }
     }
+
+    /// The levels of `value`, which stand side by side: first, and one past the last.
+    ///
+    /// # Safety
+    /// The levels were filled, and `bound` is theirs.
+    #[inline(always)]
+    pub unsafe fn range<S: Simd>(&self, s: S, bound: f32, value: f32) -> (usize, usize) {
+        let (mut first, mut last) = (self.count, 0);
+        for at in (0..padded(self.count)).step_by(LANES) {
+            // SAFETY: sixteen of the levels, filled before.
+            let own = unsafe { s.load(self.start.add(at)) };
+            let (mask, near) = member(s, self.rule, bound, own, s.splat(value));
+            // Among NaN there is no level: all of them then, each with E = NaN.
+            let mask = if s.to_array(near)[0].is_nan() { u16::MAX } else { mask };
+            if mask != 0 {
+                first = first.min(at + mask.trailing_zeros() as usize);
+                last = at + LANES - mask.leading_zeros() as usize;
+            }
+        }
+        (first, last.min(self.count))
+    }
 }
 
 /// Which of sixteen levels `value` belongs to, and 1 − |L − M| of all.
 #[inline(always)]
-fn member<S: Simd>(s: S, rule: LevelRule, bound: f32, levels: S::F, value: S::F) -> (u16, S::F) {
+pub(super) fn member<S: Simd>(
+    s: S,
+    rule: LevelRule,
+    bound: f32,
+    levels: S::F,
+    value: S::F,
+) -> (u16, S::F) {
     let d = s.sub(levels, value);
     let near = s.sub(s.splat(1.0), s.max(d, s.sub(s.zero(), d)));
     let mask = match rule {
@@ -143,7 +179,13 @@ fn member<S: Simd>(s: S, rule: LevelRule, bound: f32, levels: S::F, value: S::F)
 
 /// E of sixteen levels. NaN where the value or the level is.
 #[inline(always)]
-fn encode<S: Simd>(s: S, rule: LevelRule, bound: f32, levels: S::F, value: S::F) -> S::F {
+pub(super) fn encode<S: Simd>(
+    s: S,
+    rule: LevelRule,
+    bound: f32,
+    levels: S::F,
+    value: S::F,
+) -> S::F {
     let (mask, near) = member(s, rule, bound, levels, value);
     s.mul(near, s.select(mask, s.splat(1.0), s.zero()))
 }
@@ -172,7 +214,7 @@ fn extent<S: Simd>(
     (s.to_array(low)[0] + odd, s.to_array(high)[0] + odd)
 }
 
-fn check_cosines(cosines: &FeatureMap<'_>, levels: usize) -> Shape {
+pub(super) fn check_cosines(cosines: &FeatureMap<'_>, levels: usize) -> Shape {
     let shape = cosines.shape();
     assert!(shape.channels == 1 && shape.places() > 0, "{shape:?} as cosines");
     assert!(levels > 1, "{levels} levels");

@@ -23,9 +23,10 @@ use crate::ops::feature_map::{Buffer, FeatureMap};
 use crate::ops::gradient::accumulate::Accumulate;
 use crate::ops::gradient::batch_norm::{self, BatchNorm, Forward};
 use crate::ops::gradient::conv::TrainConv;
-use crate::ops::gradient::upsample as upsample_gradient;
+use crate::ops::gradient::{texture as texture_gradient, upsample as upsample_gradient};
 use crate::ops::place_softmax::place_softmax;
 use crate::ops::simd::LANES;
+use crate::ops::texture::{self, LevelRule, Neighbour};
 use crate::ops::upsample::Upsample;
 use crate::ops::window_attention::window_attention;
 use crate::ops::{elementwise, pooling};
@@ -96,6 +97,13 @@ enum Work {
     CosineDistance(Distance),
     WindowAttention,
     PlaceSoftmax,
+    CosineToMean,
+    LevelCounts(LevelRule),
+    CoOccurrence(LevelRule, Neighbour),
+    RepeatRegions,
+    MeanRegions,
+    LevelAttention,
+    SpreadLevels(LevelRule),
 }
 
 struct Convolution {
@@ -281,8 +289,61 @@ impl Step {
             }
             Work::WindowAttention => window_attention(team, isa, &x, &second(), &y),
             Work::PlaceSoftmax => place_softmax(team, isa, x, y),
+            Work::CosineToMean => texture::cosine_to_mean(team, isa, &x, &second(), &y),
+            Work::LevelCounts(rule) => {
+                texture::level_counts(team, isa, &x, *rule, scratch, &y);
+            }
+            Work::CoOccurrence(rule, neighbour) => {
+                texture::co_occurrence(team, isa, &x, (*rule, *neighbour), scratch, &y);
+            }
+            Work::RepeatRegions => texture::repeat_regions(team, isa, &x, &y),
+            Work::MeanRegions => texture::mean_regions(team, isa, &x, &y),
+            Work::LevelAttention => {
+                let [q, v] = [1, 2].map(|i| self.from[i].map(buffers));
+                texture::level_attention(team, isa, [&x, &q, &v], scratch, &y);
+            }
+            Work::SpreadLevels(rule) => {
+                texture::spread_levels(team, isa, [&x, &second()], *rule, scratch, &y);
+            }
         }
         Ok(())
+    }
+}
+
+impl Step {
+    /// Numbers of scratch memory that it needs, both ways, on a team of `threads`.
+    fn scratch_len(&self, threads: usize) -> usize {
+        let (from, to) = (self.from[0].shape, self.to.shape);
+        let (forward, backward) = match &self.work {
+            Work::Conv(conv) => (conv.kernel.scratch_len(), 0),
+            Work::CosineToMean => {
+                (0, texture_gradient::cosine_to_mean_scratch(threads, self.from[1].shape))
+            }
+            Work::LevelCounts(_) => (
+                texture::level_counts_scratch(to.images, to.width),
+                texture_gradient::level_counts_scratch(threads, to.width),
+            ),
+            Work::CoOccurrence(..) => {
+                let (regions, levels) = (to.height.isqrt(), to.width.isqrt());
+                (
+                    texture::co_occurrence_scratch(from, levels, regions),
+                    texture_gradient::co_occurrence_scratch(threads, from, levels, regions),
+                )
+            }
+            Work::LevelAttention => (
+                texture::level_attention_scratch(from),
+                texture_gradient::level_attention_scratch(threads, from.width),
+            ),
+            Work::SpreadLevels(_) => {
+                let levels = self.from[1].shape.width;
+                (
+                    texture::spread_levels_scratch(from.images, levels),
+                    texture_gradient::spread_levels_scratch(threads, levels),
+                )
+            }
+            _ => (0, 0),
+        };
+        forward.max(backward)
     }
 }
 

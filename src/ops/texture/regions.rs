@@ -197,6 +197,6 @@ impl Kernel for Regions<'_> {
 
 /// Lanes that hold one of `channels` in block `block`.
 #[inline(always)]
-fn own(channels: usize, block: usize) -> u16 {
+pub(in crate::ops) fn own(channels: usize, block: usize) -> u16 {
     first_lanes((channels - block * LANES).min(LANES))
 }

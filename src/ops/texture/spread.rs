@@ -1,6 +1,6 @@
 //! Attention between levels, and what each has back to its places.
 
-use super::{LevelRule, Levels, check_cosines, fill_levels, member, padded};
+use super::{LevelRule, Levels, check_cosines, fill_levels, padded};
 use crate::ops::feature_map::{Buffer, FeatureMap, Shape, Shared};
 use crate::ops::patch_attention::{Attention, attend, claim, scratch_len};
 use crate::ops::simd::{Isa, Kernel, LANES, Simd};
@@ -81,9 +81,11 @@ impl Kernel for Spread<'_> {
             // SAFETY: filled before.
             let bound = unsafe { levels.bound() };
             for x in 0..shape.width {
-                // SAFETY: place (row, x) of the cosines.
-                let value = unsafe { *self.cosines.place(b, 0, row, x as isize) };
-                let (first, last) = self.range(s, levels, bound, value);
+                // SAFETY: place (row, x) of the cosines, and levels filled before.
+                let (value, (first, last)) = unsafe {
+                    let value = *self.cosines.place(b, 0, row, x as isize);
+                    (value, levels.range(s, bound, value))
+                };
                 for block in (0..shape.blocks()).step_by(4) {
                     let sums = self.sums(s, (b, block), levels, (first, last), value);
                     for (i, sum) in sums.iter().enumerate().take(shape.blocks() - block) {
@@ -98,24 +100,6 @@ impl Kernel for Spread<'_> {
 }
 
 impl Spread<'_> {
-    /// The levels of `value`, which stand side by side: first, and one past the last.
-    #[inline(always)]
-    fn range<S: Simd>(&self, s: S, levels: Levels, bound: f32, value: f32) -> (usize, usize) {
-        let (mut first, mut last) = (levels.count, 0);
-        for at in (0..padded(levels.count)).step_by(LANES) {
-            // SAFETY: sixteen of the levels, filled before.
-            let own = unsafe { s.load(levels.start.add(at)) };
-            let (mask, near) = member(s, levels.rule, bound, own, s.splat(value));
-            // Among NaN there is no level: all of them then, each with E = NaN.
-            let mask = if s.to_array(near)[0].is_nan() { u16::MAX } else { mask };
-            if mask != 0 {
-                first = first.min(at + mask.trailing_zeros() as usize);
-                last = at + LANES - mask.leading_zeros() as usize;
-            }
-        }
-        (first, last.min(levels.count))
-    }
-
     /// Σ d_n E_n over a range of levels for four blocks of d.
     #[inline(always)]
     fn sums<S: Simd>(

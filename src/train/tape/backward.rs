@@ -10,7 +10,7 @@ use crate::ops::feature_map::{Buffer, FeatureMap};
 use crate::ops::gradient::accumulate::Accumulate;
 use crate::ops::gradient::batch_norm::{Backward, Relu};
 use crate::ops::gradient::place_softmax::place_softmax;
-use crate::ops::gradient::{cosine, elementwise, pooling, window_attention};
+use crate::ops::gradient::{cosine, elementwise, pooling, texture, window_attention};
 use crate::ops::simd::LANES;
 use crate::train::parameters::Parameters;
 
@@ -110,6 +110,32 @@ impl Step {
                 };
                 let maps = [x, second(), dy];
                 window_attention::window_attention(team, isa, maps, logits, values);
+            }
+            Work::CosineToMean => {
+                let maps = [x, second(), dy];
+                texture::cosine_to_mean(team, isa, maps, scratch, [wanted[0], wanted[1]]);
+            }
+            Work::LevelCounts(rule) => each(&wanted, |into, dx| {
+                texture::level_counts(team, isa, [x, dy], *rule, scratch, (into, dx));
+            }),
+            Work::CoOccurrence(rule, neighbour) => each(&wanted, |into, dx| {
+                let rules = (*rule, *neighbour);
+                texture::co_occurrence(team, isa, [x, y, dy], rules, scratch, (into, dx));
+            }),
+            Work::RepeatRegions => each(&wanted, |into, dx| {
+                texture::repeat_regions(team, isa, dy, (into, dx));
+            }),
+            Work::MeanRegions => each(&wanted, |into, dx| {
+                texture::mean_regions(team, isa, dy, (into, dx));
+            }),
+            Work::LevelAttention => {
+                let maps = [x, second(), from[2].map(buffers), dy];
+                let wanted = [wanted[0], wanted[1], wanted[2]];
+                texture::level_attention(team, isa, maps, scratch, wanted);
+            }
+            Work::SpreadLevels(rule) => {
+                let (maps, wanted) = ([x, second(), dy], [wanted[0], wanted[1]]);
+                texture::spread_levels(team, isa, maps, *rule, scratch, wanted);
             }
         }
         Ok(())

@@ -201,7 +201,8 @@ impl Tape {
             gradient: gradient_at.get(&value.index()).copied(),
         });
         let outputs = outputs.collect();
-        let scratch = steps.iter().map(Step::scratch_len).max().unwrap_or(0);
+        let threads = engine.team.threads();
+        let scratch = steps.iter().map(|step| step.scratch_len(threads)).max().unwrap_or(0);
         let gradients = compiler.gradients(&steps);
         Ok(Tape {
             engine: engine.clone(),
@@ -260,10 +261,15 @@ impl Compiler<'_> {
             Op::Conv(_) if self.learns(group.head) => group.from.clone(),
             Op::BatchNorm { .. } => vec![group.from[0], group.tail],
             Op::Relu | Op::LeakyRelu { .. } | Op::Sigmoid | Op::PlaceSoftmax => vec![group.tail],
-            Op::MaxPool => vec![group.from[0], group.tail],
-            Op::Mul | Op::CosineProduct | Op::CosineDistance(_) | Op::WindowAttention => {
-                group.from.clone()
-            }
+            Op::MaxPool | Op::CoOccurrence { .. } => vec![group.from[0], group.tail],
+            Op::Mul
+            | Op::CosineProduct
+            | Op::CosineDistance(_)
+            | Op::WindowAttention
+            | Op::CosineToMean
+            | Op::LevelCounts { .. }
+            | Op::LevelAttention
+            | Op::SpreadLevels { .. } => group.from.clone(),
             _ => Vec::new(),
         }
     }
@@ -337,6 +343,13 @@ impl Compiler<'_> {
             Op::CosineDistance(rule) => Work::CosineDistance(*rule),
             Op::WindowAttention => Work::WindowAttention,
             Op::PlaceSoftmax => Work::PlaceSoftmax,
+            Op::CosineToMean => Work::CosineToMean,
+            Op::LevelCounts { rule, .. } => Work::LevelCounts(*rule),
+            Op::CoOccurrence { rule, neighbour, .. } => Work::CoOccurrence(*rule, *neighbour),
+            Op::RepeatRegions { .. } => Work::RepeatRegions,
+            Op::MeanRegions => Work::MeanRegions,
+            Op::LevelAttention => Work::LevelAttention,
+            Op::SpreadLevels { rule } => Work::SpreadLevels(*rule),
             op => bail!("{op:?} has no gradient here"),
         })
     }
@@ -347,16 +360,6 @@ impl Compiler<'_> {
         let all = self.graph.tensors().into_iter();
         let own = all.filter(|(name, _)| learned.contains(name));
         own.map(|(name, shape)| (name, vec![0.0; shape.iter().product()])).collect()
-    }
-}
-
-impl Step {
-    /// Numbers of scratch memory that it needs.
-    fn scratch_len(&self) -> usize {
-        match &self.work {
-            Work::Conv(conv) => conv.kernel.scratch_len(),
-            _ => 0,
-        }
     }
 }
 

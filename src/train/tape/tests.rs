@@ -8,9 +8,10 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::nn::engine;
-use crate::nn::graph::{Conv, Graph, Op, Resample};
+use crate::nn::graph::{Conv, Graph, LevelRule, Neighbour, Op, Resample};
 use crate::nn::reference::{self, batch_statistics};
-use crate::nn::{destseg, ntsnet};
+use crate::nn::texture::{self, Sizes};
+use crate::nn::{destseg, mlff, ntsnet};
 use crate::ops::interpolate::Align;
 use crate::train::parameters::Start;
 
@@ -208,4 +209,35 @@ fn the_student_of_ntsnet_learns_as_candle_says() {
         },
     };
     same_as_candle(&graph, 2, &training, 2, DEEP);
+}
+
+/// Everything of the texture branch, small. No cosine lies so near to the edge of a level that a rounding
+/// would take it to the other side.
+#[test]
+fn texture_statistics_learn_as_candle_says() {
+    let rules =
+        [(LevelRule::Paper, Neighbour::Right, 1), (LevelRule::Reference, Neighbour::Diagonal, 2)];
+    for (rule, neighbour, threads) in rules {
+        let (mut g, xs) = Graph::new(16, 24);
+        let xs = g.conv(xs, Conv::new("stem", 3, 20, 3).stride(2));
+        let sizes = Sizes { width: 5, levels: 8, rule, neighbour };
+        let enhanced = texture::enhance(&mut g, xs, "tem.", sizes);
+        let both = g.concat(&[enhanced, xs]);
+        let sizes = Sizes { levels: 4, ..sizes };
+        let pyramid = texture::pyramid(&mut g, both, "ptfem.", (17, &[1, 2, 4]), sizes);
+        g.set_outputs(vec![enhanced, pyramid]);
+        same_as_candle(&g, 3, &ALL, threads, SMALL);
+    }
+}
+
+#[test]
+fn mlff_learns_as_candle_says() {
+    let variant = mlff::Variant {
+        encoder: mlff::Encoder::Resnet18,
+        levels: LevelRule::Reference,
+        ..mlff::Variant::default()
+    };
+    // Wider than high, so that the calibration's smallest map has more than one place.
+    let graph = variant.graph(64, 128);
+    same_as_candle(&graph, 2, &ALL, 2, DEEP);
 }
