@@ -9,4 +9,7 @@ pub mod cosine;
 pub mod elementwise;
 pub mod place_softmax;
 pub mod pooling;
+pub mod squared_norm;
 pub mod texture;
+pub mod upsample;
+pub mod window_attention;
