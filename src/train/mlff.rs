@@ -5,16 +5,17 @@
 //! Letters: B pictures, H × W input size, h × w places of the features, C channels, K patches.
 
 mod batches;
+mod config;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
 
 use self::batches::Batch;
-use super::feed::{self, Feed};
-use super::loss::mlff::{self as loss, Counting, Likeness, Pairing, Partners};
+pub use self::config::{Config, EncoderNorms};
+use super::feed::Feed;
+use super::loss::mlff::{self as loss, Partners};
 use super::optimizer::{Group, Optimizer, Rule};
 use super::parameters::{Parameters, Start};
 use super::tape::{Statistics, Tape, Training};
@@ -28,194 +29,7 @@ use crate::nn::mlff::{ENCODER, Variant};
 use crate::ops::gradient::squared_norm::squared_norm as squared_norm_gradient;
 use crate::ops::squared_norm::squared_norm;
 use crate::ops::texture::{Reach, reach};
-use crate::synth::{SampleKey, Tag, confetti, cutpaste};
-
-/// The schedule and everything that the paper leaves open.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Of the repeated pictures.
-    pub epochs: u64,
-    /// Of the whole schedule, in the place of `epochs`; it may end within one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub steps: Option<u64>,
-    /// B.
-    pub batch: usize,
-    pub learning_rate: f32,
-    /// What the rate is multiplied with after each epoch; FCDD's code has 0.985.
-    pub rate_decay: f32,
-    /// M-6.
-    pub momentum: f32,
-    pub weight_decay: f32,
-    pub encoder_norms: EncoderNorms,
-    /// How often an epoch goes through the good parts.
-    pub repetition: usize,
-    /// Share of an epoch that becomes anomalous (paper, table 3).
-    pub anomaly_share: f64,
-    /// Share of the anomalies that is confetti; the rest is pasted (G-9).
-    pub confetti_share: f64,
-    /// What piece is pasted (G-8).
-    pub pasted: cutpaste::Variant,
-    /// α, β, ξ: what the losses of features, of scores and of consistency count. One that counts nothing
-    /// is not computed.
-    pub feature_weight: f64,
-    pub score_weight: f64,
-    pub consistency_weight: f64,
-    /// γ and λ of the score loss.
-    pub gamma: f64,
-    pub lambda: f64,
-    /// M-12.
-    pub counting: Counting,
-    /// M-5.
-    pub pairing: Pairing,
-    /// Sides of a patch, places (M-9).
-    pub patch: usize,
-    /// Share of its pixels from which on a place counts as anomalous (M-11).
-    pub label_share: f64,
-    pub network: Variant,
-    pub confetti: confetti::Config,
-    pub cutpaste: cutpaste::Config,
-    /// M-7, M-8, M-10.
-    pub likeness: Likeness,
-}
-
-/// What the batch norms of the encoder normalise with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EncoderNorms {
-    /// The batch, as all others.
-    #[default]
-    Train,
-    /// The statistics that it came with; scales and shifts still learn.
-    Frozen,
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config {
-            epochs: 200,
-            steps: None,
-            batch: 32,
-            learning_rate: 1e-3,
-            rate_decay: 1.0,
-            momentum: 0.9,
-            weight_decay: 3e-5,
-            encoder_norms: EncoderNorms::default(),
-            repetition: 10,
-            anomaly_share: 0.5,
-            confetti_share: 0.5,
-            pasted: cutpaste::Variant::default(),
-            feature_weight: 1.0,
-            score_weight: 1.0,
-            consistency_weight: 1.0,
-            gamma: 2.5,
-            lambda: 5.0,
-            counting: Counting::default(),
-            pairing: Pairing::default(),
-            patch: 4,
-            label_share: 0.5,
-            network: Variant::default(),
-            confetti: confetti::Config::default(),
-            cutpaste: cutpaste::Config::default(),
-            likeness: Likeness::default(),
-        }
-    }
-}
-
-impl Config {
-    /// # Errors
-    /// A value that can't be meant, or one that pictures of this size don't allow; the message names the
-    /// key.
-    pub fn check(&self, input: Input) -> Result<()> {
-        ensure!(
-            (2..=256).contains(&self.batch),
-            "mlff.batch = {}: must lie between 2 (a batch norm needs two) and 256",
-            self.batch
-        );
-        ensure!(self.epochs > 0, "mlff.epochs = 0: the network has to learn");
-        ensure!(self.steps != Some(0), "mlff.steps = 0: the network has to learn");
-        ensure!(
-            (1..=1000).contains(&self.repetition),
-            "mlff.repetition = {}: must lie between 1 and 1000 (10 is the paper's)",
-            self.repetition
-        );
-        for (key, rate) in [("learning_rate", self.learning_rate), ("rate_decay", self.rate_decay)] {
-            ensure!(rate > 0.0 && rate <= 1.0, "mlff.{key} = {rate}: must be above 0, up to 1");
-        }
-        for (key, share) in [("momentum", self.momentum), ("weight_decay", self.weight_decay)] {
-            ensure!(
-                (0.0..1.0).contains(&share),
-                "mlff.{key} = {share}: must lie between 0 and 1, 1 left out"
-            );
-        }
-        for (key, share) in
-            [("anomaly_share", self.anomaly_share), ("confetti_share", self.confetti_share)]
-        {
-            ensure!((0.0..=1.0).contains(&share), "mlff.{key} = {share}: must lie between 0 and 1");
-        }
-        ensure!(
-            self.label_share > 0.0 && self.label_share <= 1.0,
-            "mlff.label_share = {}: must be above 0, up to 1 (0.5 is usual)",
-            self.label_share
-        );
-        for (key, number) in [
-            ("feature_weight", self.feature_weight),
-            ("score_weight", self.score_weight),
-            ("consistency_weight", self.consistency_weight),
-            ("gamma", self.gamma),
-            ("lambda", self.lambda),
-        ] {
-            ensure!(
-                (0.0..=1e6).contains(&number),
-                "mlff.{key} = {number}: must lie between 0 and 1000000"
-            );
-        }
-        let by_scores = self.score_weight > 0.0 || self.consistency_weight > 0.0;
-        ensure!(
-            !self.network.score || by_scores,
-            "mlff.network.score = true, but score_weight and consistency_weight are 0: the head that \
-             scores would learn nothing; set score = false, or one of the weights"
-        );
-        ensure!(
-            self.network.score || self.feature_weight > 0.0,
-            "mlff.feature_weight = 0 with network.score = false: there is no loss to learn from"
-        );
-        self.confetti.check().context("mlff.confetti")?;
-        self.network.check((input.height, input.width))?;
-        let (height, width) = places(self.network, input);
-        let fits = self.patch > 0
-            && height.is_multiple_of(self.patch)
-            && width.is_multiple_of(self.patch);
-        ensure!(
-            fits || !self.compares(),
-            "mlff.patch = {}: must divide the {height} × {width} places of the features (4 is usual)",
-            self.patch
-        );
-        Ok(())
-    }
-
-    /// Steps of the whole schedule for so many good parts.
-    pub fn schedule(&self, pictures: usize) -> u64 {
-        self.steps.unwrap_or_else(|| self.epochs * self.steps_of_epoch(pictures))
-    }
-
-    /// Of so many good parts; the last batch may be smaller.
-    pub fn steps_of_epoch(&self, pictures: usize) -> u64 {
-        feed::steps_of_epoch(self.batch, pictures * self.repetition, true)
-    }
-
-    /// Whether patches are compared.
-    fn compares(&self) -> bool {
-        self.network.score && self.consistency_weight > 0.0
-    }
-}
-
-/// h and w.
-fn places(network: Variant, input: Input) -> (usize, usize) {
-    let graph = network.graph(input.height, input.width);
-    let dims = graph.dims(graph.outputs()[0]);
-    (dims.height, dims.width)
-}
+use crate::synth::{SampleKey, Tag};
 
 /// Names of what is logged at an epoch's end, of the whole map's levels and of the regions': how far its
 /// cosines lie apart, and the share of places that no level takes (M-2).
@@ -232,6 +46,13 @@ struct Outputs {
     /// Means over patches: of the features, of the scores.
     patches: Option<[usize; 2]>,
     cosines: Range<usize>,
+}
+
+/// h and w of the features.
+fn places(network: Variant, input: Input) -> (usize, usize) {
+    let graph = network.graph(input.height, input.width);
+    let dims = graph.dims(graph.outputs()[0]);
+    (dims.height, dims.width)
 }
 
 /// The network as it is trained.
@@ -298,8 +119,7 @@ impl Mlff {
         let size = places(config.network, input);
         let own = config.clone();
         let feed = Feed::new(move |step| batches::batch(&own, &pictures, size, seed, step));
-        let rule =
-            Rule::Sgd { momentum: config.momentum, weight_decay: config.weight_decay };
+        let rule = Rule::Sgd { momentum: config.momentum, weight_decay: config.weight_decay };
         let mut trainee = Mlff {
             seed,
             engine: engine.clone(),
@@ -373,8 +193,7 @@ impl Mlff {
                 let partners = Partners::find(config.pairing, truth, images, &mut rng);
                 let limits = (config.gamma, config.lambda);
                 let scores = tape.output(score).read();
-                let terms =
-                    loss::score(&scores, truth, images, &partners, limits, config.counting);
+                let terms = loss::score(&scores, truth, images, &partners, limits, config.counting);
                 losses.extend([("score", terms.normal), ("score_anomalous", terms.anomalous)]);
                 by_scores = scaled(&terms.gradient, config.score_weight);
             }
@@ -412,9 +231,8 @@ impl Mlff {
         }
         let mut figures = Losses::new();
         for (i, reaches) in found.iter().enumerate().filter(|(_, reaches)| !reaches.is_empty()) {
-            let mean = |of: fn(&Reach) -> f64| {
-                reaches.iter().map(of).sum::<f64>() / reaches.len() as f64
-            };
+            let mean =
+                |of: fn(&Reach) -> f64| reaches.iter().map(of).sum::<f64>() / reaches.len() as f64;
             figures.push((RANGES[i], mean(|reach| reach.range)));
             figures.push((WITHOUT_LEVEL[i], mean(|reach| reach.without_level)));
         }
@@ -433,8 +251,9 @@ pub fn advice(levels: LevelRule, figures: &Losses) -> Option<String> {
         .find(|(name, share)| WITHOUT_LEVEL.contains(name) && *share > MOST_WITHOUT_LEVEL)?;
     (levels == LevelRule::Paper).then(|| {
         format!(
-            "{:.0} % of the places have no level ({name}) and get no texture: cosines lie further apart \
-             than the paper's levels reach; try levels = \"reference\" in [mlff.network] (docs/train.md)",
+            "{:.0} % of the places have no level ({name}) and are left out of the texture: cosines lie \
+             further apart than the paper's levels reach; try levels = \"reference\" in [mlff.network] \
+             (docs/train.md)",
             share * 100.0
         )
     })

@@ -42,10 +42,7 @@ fn every_ablation_of_mlff_learns() {
     let paths = goods(folder.path(), 4);
     let cases = [
         ("the paper's", small()),
-        (
-            "baseline",
-            network(|n| (n.texture, n.calibration, n.score) = (false, false, false)),
-        ),
+        ("baseline", network(|n| (n.texture, n.calibration, n.score) = (false, false, false))),
         ("calibration", network(|n| (n.texture, n.score) = (false, false))),
         ("texture", network(|n| n.score = false)),
         ("scores", Config { consistency_weight: 0.0, ..small() }),
@@ -186,9 +183,25 @@ fn a_bundle_of_mlff_is_sealed_and_its_scores_may_lie_below_zero() {
         std::fs::write(&config, format!("[mlff]\nbatch = 2\n[mlff.network]\n{settings}")).unwrap();
         let place = file(name);
         let output = inspectd(&[
-            "train", "--system", "mlff", "--data", &data, "--out", &place, "--size", "64",
-            "--steps", "3", "--holdout", "0.4", "--threads", "2", "--config", &config,
-            "--backbone", &backbone,
+            "train",
+            "--system",
+            "mlff",
+            "--data",
+            &data,
+            "--out",
+            &place,
+            "--size",
+            "64",
+            "--steps",
+            "3",
+            "--holdout",
+            "0.4",
+            "--threads",
+            "2",
+            "--config",
+            &config,
+            "--backbone",
+            &backbone,
         ]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let loaded = bundle::load(Path::new(&place), 3, &engine()).unwrap();
@@ -200,7 +213,8 @@ fn a_bundle_of_mlff_is_sealed_and_its_scores_may_lie_below_zero() {
         let card = Path::new(&place).join("model.toml");
         let text = std::fs::read_to_string(&card).unwrap();
         let limit = loaded.card.threshold.score;
-        std::fs::write(&card, text.replacen(&format!("score = {limit}"), "score = -1.5", 1)).unwrap();
+        std::fs::write(&card, text.replacen(&format!("score = {limit}"), "score = -1.5", 1))
+            .unwrap();
         match bundle::load(Path::new(&place), 1, &engine()) {
             Ok(loaded) => assert!(scores && loaded.card.threshold.score == -1.5),
             Err(error) => {
@@ -219,7 +233,8 @@ fn settings_of_mlff_that_cannot_be_meant_are_named() {
     let refused = |settings: &str, args: &[&str]| {
         let config = file("c.toml");
         std::fs::write(&config, format!("[mlff]\n{settings}")).unwrap();
-        let all = ["train", "--system", "mlff", "--data", &data, "--out", &out, "--config", &config];
+        let all =
+            ["train", "--system", "mlff", "--data", &data, "--out", &out, "--config", &config];
         let output = inspectd(&[&all[..], args].concat());
         assert!(!output.status.success(), "{settings} {args:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()

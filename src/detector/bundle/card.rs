@@ -195,7 +195,10 @@ impl Card {
         let is_signed = System::of(self)?.is_some_and(|system| system.is_signed());
         for (key, value) in [("score", self.threshold.score), ("map", self.threshold.map)] {
             ensure!(value.is_finite(), "threshold.{key} = {value}: must be a finite number");
-            ensure!(is_signed || value > 0.0, "threshold.{key} = {value}: must be a number above 0");
+            ensure!(
+                is_signed || value > 0.0,
+                "threshold.{key} = {value}: must be a number above 0"
+            );
         }
         for name in [WEIGHTS, EXPECTED] {
             ensure!(self.files.contains_key(name), "files: \"{name}\" is not listed");

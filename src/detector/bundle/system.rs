@@ -31,7 +31,8 @@ impl System {
             other => bail!(
                 "system = \"{other}\" is not known to this inspectd ({}); known: {}",
                 env!("CARGO_PKG_VERSION"),
-                [patch_prototypes::SYSTEM, destseg::SYSTEM, ntsnet::SYSTEM, mlff::SYSTEM].join(", ")
+                [patch_prototypes::SYSTEM, destseg::SYSTEM, ntsnet::SYSTEM, mlff::SYSTEM]
+                    .join(", ")
             ),
         })
     }

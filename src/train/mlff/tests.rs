@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use super::batches::{Sample, samples};
 use super::*;
+use crate::synth::{confetti, cutpaste};
 
 const COUNT: usize = 7;
 

@@ -81,15 +81,17 @@ fn losses_are_the_vectors() {
     };
     let psi = flat(&vector.input("psi"));
     let anomalous: Vec<bool> = whole("label").into_iter().map(|label| label == 1).collect();
-    let norms: Vec<f32> =
-        psi.chunks(6).map(|psi| psi.iter().map(|x| x * x).sum::<f32>()).collect();
+    let norms: Vec<f32> = psi.chunks(6).map(|psi| psi.iter().map(|x| x * x).sum::<f32>()).collect();
     let radii: Vec<f32> = norms.iter().map(|&norm| radius(f64::from(norm)) as f32).collect();
     assert_all_close(&radii, &flat(&vector.expected("A")), "A");
 
     let got = feature(&norms, &anomalous, 1, Counting::Picture);
     assert_close(got.value(), one("feature_loss"), "feature loss");
-    let by_psi: Vec<f32> =
-        psi.chunks(6).zip(&got.gradient).flat_map(|(psi, by)| psi.iter().map(move |x| 2.0 * by * x)).collect();
+    let by_psi: Vec<f32> = psi
+        .chunks(6)
+        .zip(&got.gradient)
+        .flat_map(|(psi, by)| psi.iter().map(move |x| 2.0 * by * x))
+        .collect();
     assert_all_close(&by_psi, &flat(&vector.expected("grad_feature_loss")), "its gradient");
 
     let scores = flat(&vector.input("score"));
@@ -108,9 +110,7 @@ fn losses_are_the_vectors() {
         let got: Vec<f32> = distances(rows, channels).iter().map(|&d| d as f32).collect();
         assert_all_close(&got, &flat(&vector.expected(name)), name);
     }
-    for (name, sign) in
-        [("consistency_neg", Sign::Negative), ("consistency_pos", Sign::Positive)]
-    {
+    for (name, sign) in [("consistency_neg", Sign::Negative), ("consistency_pos", Sign::Positive)] {
         let got = consistency(&features, &scores, Likeness { sign, ..Likeness::default() });
         assert_close(got.value, one(name), name);
     }
@@ -136,18 +136,12 @@ fn gradients_by_scores_are_slopes_and_a_picture_without_a_normal_place_takes_the
             assert!(places.iter().all(|&place| !MIXED[place]), "{pairing:?}: {places:?}");
             assert!(places[..3].iter().all(|&place| place < 6), "{pairing:?}: {places:?}");
         }
-        let value =
-            |scores: &[f32]| score(scores, &MIXED, 3, &partners, LIMITS, counting).value();
+        let value = |scores: &[f32]| score(scores, &MIXED, 3, &partners, LIMITS, counting).value();
         let got = score(&scores, &MIXED, 3, &partners, LIMITS, counting);
         assert!(got.normal > 0.0 && got.anomalous > 0.0);
         assert_is_slope(&scores, &got.gradient, value, &format!("{pairing:?} {counting:?}"));
     }
-    let ordered = Partners::find(
-        Pairing::Ordered,
-        &MIXED,
-        3,
-        &mut ChaCha8Rng::seed_from_u64(3),
-    );
+    let ordered = Partners::find(Pairing::Ordered, &MIXED, 3, &mut ChaCha8Rng::seed_from_u64(3));
     assert_eq!(ordered, Partners::Places(vec![0, 2, 5, 0, 2, 5, 12, 13, 14]));
 }
 
@@ -164,7 +158,8 @@ fn a_picture_counts_as_much_as_another_or_a_place_does() {
 
 #[test]
 fn a_class_that_is_missing_costs_nothing() {
-    let (norms, scores) = (numbers(6, 1.0, 4).iter().map(|x| x * x).collect::<Vec<_>>(), numbers(6, 9.0, 5));
+    let (norms, scores) =
+        (numbers(6, 1.0, 4).iter().map(|x| x * x).collect::<Vec<_>>(), numbers(6, 9.0, 5));
     for (anomalous, normal_is_zero) in [([true; 6], true), ([false; 6], false)] {
         let got = feature(&norms, &anomalous, 2, Counting::Picture);
         assert_eq!((got.normal == 0.0, got.anomalous == 0.0), (normal_is_zero, !normal_is_zero));
