@@ -8,6 +8,7 @@ use crate::frame::Image;
 pub mod bundle;
 pub mod destseg;
 pub mod input;
+pub mod mlff;
 pub mod network;
 pub mod ntsnet;
 pub mod patch_prototypes;

@@ -61,6 +61,8 @@ pub mod simd_math;
 #[allow(unsafe_code)]
 pub mod smooth_upsample;
 #[allow(unsafe_code)]
+pub mod squared_norm;
+#[allow(unsafe_code)]
 pub mod stem_conv;
 #[allow(unsafe_code)]
 pub mod team;

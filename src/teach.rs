@@ -259,6 +259,7 @@ pub fn teach(
         destseg: None,
         ntsnet: None,
         prn: None,
+        mlff: None,
         int8,
         threshold,
         calibration,

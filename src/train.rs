@@ -13,6 +13,7 @@ pub mod finish;
 pub mod health;
 pub mod loss;
 pub mod mixed;
+pub mod mlff;
 pub mod ntsnet;
 pub mod optimizer;
 pub mod parameters;

@@ -228,7 +228,7 @@ fn a_card_that_does_not_add_up_does_not_load() {
         ("network = \"compact\"", "network = \"vgg\"", "not known"),
         ("seed = 5", "seed = 5\nsurprise = 1", "surprise"),
         ("[threshold]\nscore = ", "[threshold]\nscore = -", "must be a number above 0"),
-        ("[threshold]\nscore = ", "[threshold]\nscore = nan # ", "must be a number above 0"),
+        ("[threshold]\nscore = ", "[threshold]\nscore = nan # ", "must be a finite number"),
     ];
     let (_folder, path) = taught();
     let original = fs::read_to_string(path.join("model.toml")).unwrap();

@@ -23,6 +23,8 @@ use inspectd::train::{self, Budget, Trainee, destseg, ntsnet};
 
 #[path = "train/prn.rs"]
 mod prn;
+#[path = "train/mlff.rs"]
+mod mlff;
 
 const INPUT: Input = Input { width: 64, height: 64 };
 
@@ -352,7 +354,7 @@ fn settings_that_cannot_be_meant_are_named() {
         assert!(!output.status.success(), "{args:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(refused(&["--system", "dream"]).contains("must be destseg, ntsnet or prn"));
+    assert!(refused(&["--system", "dream"]).contains("must be destseg, ntsnet, prn or mlff"));
     assert!(refused(&["--system", "ntsnet", "--holdout", "0"]).contains("holdout = 0"));
     assert!(refused(&["--system", "destseg", "--batch", "1"]).contains("destseg.batch = 1"));
     std::fs::write(&file, "[destseg]\nstudent_rat = 1.0\n").unwrap();

@@ -2,11 +2,12 @@
 
     python train.py --specmodels DIR --inspectd target/release/inspectd --data CATEGORY
                     --teacher resnet18.safetensors --source TEXTURES [--batch B] [--threads T…]
+                    [--encoder resnet50.safetensors] [--phases PHASE…]
 
 `DIR` holds `specmodels.py`. One step is forward, loss, backward and the optimizer's update, of random
 pictures for PyTorch (its better one of contiguous and channels-last memory), of the data set with
 everything that makes a batch for inspectd (its `losses.csv`). The two take turns. Prints a table:
-median milliseconds of a step and pictures a second.
+median milliseconds of a step and pictures a second. MLFF's step is taken where there is an encoder.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import time
 from pathlib import Path
 
 STEPS, ROUNDS, WARM_UP = 6, 2, 2
-PHASES = ("ntsnet", "destseg student", "destseg segmentation")
+PHASES = ("ntsnet", "destseg student", "destseg segmentation", "mlff")
 
 
 def main() -> None:
@@ -31,16 +32,16 @@ def main() -> None:
     print("| step | batch | threads | inspectd ms | images/s | PyTorch ms | images/s | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for threads in args.threads:
-        ours = {phase: [] for phase in PHASES}
-        theirs = {phase: [] for phase in PHASES}
+        ours = {phase: [] for phase in args.phases}
+        theirs = {phase: [] for phase in args.phases}
         for _ in range(ROUNDS):
             for phase, times in inspectd(args, threads).items():
                 ours[phase] += times
-            for phase in PHASES:
+            for phase in args.phases:
                 best = min((worker(args, phase, threads, last) for last in (False, True)),
                            key=statistics.median)
                 theirs[phase] += best
-        for phase in PHASES:
+        for phase in args.phases:
             own, peer = statistics.median(ours[phase]), statistics.median(theirs[phase])
             rate = [args.batch * 1000 / ms for ms in (own, peer)]
             print(f"| {phase} | {args.batch} | {threads} | {own:.0f} | {rate[0]:.1f} | {peer:.0f} "
@@ -53,14 +54,20 @@ def inspectd(args, threads: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         for system, losses in (("ntsnet", {"ntsnet": "level1"}),
                                ("destseg", {"destseg student": "level1",
-                                            "destseg segmentation": "focal"})):
+                                            "destseg segmentation": "focal"}),
+                               ("mlff", {"mlff": "feature"})):
+            losses = {phase: loss for phase, loss in losses.items() if phase in args.phases}
+            if not losses:
+                continue
             out = Path(folder) / system
             config = Path(folder) / f"{system}.toml"
             config.write_text(f"[destseg]\nstudent_steps = {STEPS + WARM_UP}\n"
-                              f"segmentation_steps = {STEPS + WARM_UP}\n[ntsnet]\nepochs = 1\n")
+                              f"segmentation_steps = {STEPS + WARM_UP}\n[ntsnet]\nepochs = 1\n"
+                              f"[mlff]\nsteps = {STEPS + WARM_UP}\n")
+            backbone = f"resnet50:{args.encoder}" if system == "mlff" else f"resnet18:{args.teacher}"
             subprocess.run(
                 [args.inspectd, "train", "--system", system, "--data", args.data, "--out", out,
-                 "--backbone", f"resnet18:{args.teacher}", "--source", args.source,
+                 "--backbone", backbone, "--source", args.source,
                  "--batch", str(args.batch), "--threads", str(threads), "--config", config],
                 check=True, capture_output=True)
             with open(f"{out}.training/losses.csv") as file:
@@ -110,6 +117,15 @@ def torch_step(args) -> list[float]:
         def loss():
             pairs = zip(levels(teacher, xs), student(xs))
             return sum((1 - (unit(t) * unit(s)).sum(1)).sum() / s.shape[2] ** 2 for t, s in pairs)
+    elif args.worker == "mlff":
+        network = specmodels.MLFF().train().to(memory_format=layout)
+        learned = network.parameters()
+        truth = torch.zeros(args.batch, 64, 64, dtype=torch.bool)
+        truth[::2, 20:40, 20:40] = True
+
+        def loss():
+            features, scores = network(xs)
+            return mlff_loss(features, scores[:, 0], truth)
     else:
         student = specmodels.DestStudent().eval().to(memory_format=layout)
         segmentation = specmodels.DestSeg().train().to(memory_format=layout)
@@ -138,6 +154,30 @@ def torch_step(args) -> list[float]:
     return times[WARM_UP:]
 
 
+def mlff_loss(features, scores, truth):
+    """The specification's, section 2: features [B, C, h, w], scores and truth [B, h, w]."""
+    import torch
+    import torch.nn.functional as F
+
+    radii = (features.pow(2).sum(1) + 1).sqrt() - 1
+    patches = F.avg_pool2d(features, 4).flatten(2).transpose(1, 2)
+    patch_scores = F.avg_pool2d(scores[:, None], 4).flatten(2).transpose(1, 2)
+    kept = F.max_pool2d(truth[:, None].float(), 4).flatten(1) == 0
+    total = 0
+    for i, bad in enumerate(truth):
+        normal = scores[i][~bad]
+        total += radii[i][~bad].mean() / 2 + F.relu(normal - 2.5).mean()
+        if bad.any():
+            outside = -torch.expm1(-radii[i][bad].clamp(min=1e-6))
+            partners = normal[torch.randint(len(normal), (int(bad.sum()),))]
+            total += -outside.log().mean() / 2
+            total += F.relu(5 - (scores[i][bad] - partners)).mean()
+        p, q = (torch.log_softmax(-torch.cdist(of[i][kept[i]], of[i][kept[i]]), 1)
+                for of in (patches, patch_scores))
+        total += (q.exp() * (q - p)).sum(1).mean()
+    return total / len(truth)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--specmodels", type=Path, required=True)
@@ -145,12 +185,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--source", required=True)
+    parser.add_argument("--encoder")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, metavar="PHASE")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--worker", choices=PHASES, help=argparse.SUPPRESS)
     parser.add_argument("--worker-threads", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--channels-last", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.phases is None:
+        args.phases = [phase for phase in PHASES if args.encoder or phase != "mlff"]
+    if "mlff" in args.phases and not args.encoder:
+        parser.error("--encoder: mlff begins with a ResNet50; give its weights")
+    return args
 
 
 if __name__ == "__main__":

@@ -15,17 +15,17 @@ use inspectd::synth::source::Source;
 use inspectd::synth::{SampleKey, Tag};
 use inspectd::teach::Good;
 use inspectd::train::finish::{self, Goods, Origin};
-use inspectd::train::{self, Budget, health};
+use inspectd::train::{self, Budget};
 use rand::seq::SliceRandom;
 
 use self::systems::{Config, Given, Prepared, Word};
 
 mod systems;
 
-/// Train DeSTSeg, NTSNet or PRN on good parts, PRN on some defects too
+/// Train DeSTSeg, NTSNet, PRN or MLFF on good parts, PRN on some defects too
 #[derive(clap::Args)]
 pub struct Args {
-    /// destseg, ntsnet or prn
+    /// destseg, ntsnet, prn or mlff
     #[arg(long)]
     system: Word,
 
@@ -37,7 +37,8 @@ pub struct Args {
     #[arg(long, value_name = "BUNDLE")]
     out: PathBuf,
 
-    /// The teacher: compact (built in), resnet18:FILE or resnet34:FILE
+    /// The teacher: compact (built in), resnet18:FILE or resnet34:FILE; for mlff the network that it
+    /// begins with: resnet50:FILE (the paper's), resnet34:FILE or resnet18:FILE
     #[arg(long, default_value = "compact")]
     backbone: BackboneSpec,
 
@@ -45,7 +46,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     source: Option<PathBuf>,
 
-    /// TOML file with a table [destseg], [ntsnet] or [prn]: schedule, ablations, what the papers leave open
+    /// TOML file with a table [destseg], [ntsnet], [prn] or [mlff]: schedule, ablations, what the papers
+    /// leave open
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -156,7 +158,8 @@ pub fn run(args: &Args) -> Result<()> {
         source: Arc::clone(&source),
         engine: &engine,
     };
-    let Prepared { mut trainee, system, settings, seen_anomalies } = args.system.prepare(given)?;
+    let Prepared { mut trainee, system, settings, seen_anomalies, advice } =
+        args.system.prepare(given)?;
     let folder = args.out.with_added_extension("training");
     let budget = Budget {
         time: args.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
@@ -185,19 +188,9 @@ pub fn run(args: &Args) -> Result<()> {
             if bar.is_hidden() && (done % TOLD_EVERY == 0 || done == all) {
                 println!("step {done} of {all}: {losses}");
             }
-            let dead = losses_of
-                .iter()
-                .find(|(name, share)| health::DEAD.contains(name) && *share > health::MOST_DEAD);
-            if let (Some((name, share)), false) = (dead, warned) {
+            if let (Some(advice), false) = (advice(losses_of), warned) {
                 warned = true;
-                bar.suspend(|| {
-                println!(
-                    "WARNING: step {done}: {:.0} % of the teacher's channels say nothing any more \
-                     ({name}): EMAN drags it away, and a small loss means little; try eman = \
-                     \"running\" or \"off\" (docs/train.md)",
-                    share * 100.0
-                );
-            });
+                bar.suspend(|| println!("WARNING: step {done}: {advice}"));
             }
             bar.set_message(losses);
         })?;

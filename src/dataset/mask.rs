@@ -46,6 +46,23 @@ impl Mask {
         Mask { width, height, inside }
     }
 
+    /// A place of the smaller mask is anomalous where at least `share` of its pixels are (MLFF's M-11).
+    ///
+    /// # Panics
+    /// If the sides are no multiples of the smaller ones.
+    pub fn by_area(&self, width: usize, height: usize, share: f64) -> Mask {
+        let fits = self.width.is_multiple_of(width) && self.height.is_multiple_of(height);
+        assert!(fits, "{}×{} to {width}×{height}", self.width, self.height);
+        let (across, down) = (self.width / width, self.height / height);
+        let mut counts = vec![0_usize; width * height];
+        for (i, _) in self.inside.iter().enumerate().filter(|(_, inside)| **inside) {
+            counts[i / self.width / down * width + i % self.width / across] += 1;
+        }
+        let least = share * (across * down) as f64;
+        let inside = counts.into_iter().map(|count| count > 0 && count as f64 >= least).collect();
+        Mask { width, height, inside }
+    }
+
     /// How many places are anomalous.
     pub fn area(&self) -> usize {
         self.inside.iter().filter(|&&inside| inside).count()
@@ -211,5 +228,17 @@ mod tests {
     fn label_files_count_from_one() {
         let mask = GrayImage::from_raw(2, 1, vec![0, 3]).unwrap();
         assert_eq!(at_resolution(&mask, 2, 1).unwrap(), [false, true]);
+    }
+
+    #[test]
+    fn a_place_is_anomalous_by_its_share_of_pixels() {
+        // 6×4 to 3×2: 2×2 pixels a place.
+        let rows = ["##.#..", "##.#.#", "#.....", "......"];
+        let inside = rows.iter().flat_map(|row| row.chars().map(|c| c == '#')).collect();
+        let mask = Mask { width: 6, height: 4, inside };
+        let by = |share| mask.by_area(3, 2, share).inside;
+        assert_eq!(by(0.5), [true, true, false, false, false, false]);
+        assert_eq!(by(0.25), [true, true, true, true, false, false]);
+        assert_eq!(by(1.0), [true, false, false, false, false, false]);
     }
 }

@@ -8,6 +8,7 @@ use crate::nn::engine::Engine;
 use crate::nn::graph::Graph;
 use crate::nn::plan::Plan;
 use crate::nn::weights::Weights;
+use crate::ops::feature_map::FeatureMap;
 use crate::ops::pixels::PixelsIn;
 
 /// A network ready for the line, picture by picture.
@@ -52,6 +53,11 @@ impl Network {
         let Engine { isa, team } = &self.engine;
         self.pixels.run(team, *isa, &[pixels(image)?], self.plan.pixels());
         self.plan.run()
+    }
+
+    /// What the last run made of the graph's output `index`.
+    pub fn output(&self, index: usize) -> FeatureMap<'_> {
+        self.plan.output(index)
     }
 
     /// Map `index` of the last run into `map`, rows from the top.

@@ -12,6 +12,7 @@ pub mod patch_affine;
 pub mod patch_attention;
 pub mod place_softmax;
 pub mod pooling;
+pub mod squared_norm;
 pub mod texture;
 pub mod upsample;
 pub mod window_attention;

@@ -14,9 +14,11 @@ use super::colour_jitter::ColourJitter;
 use crate::dataset::mask::Mask;
 
 /// What piece is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Variant {
     /// A rectangle, a fiftieth to three twentieths of the picture.
+    #[default]
     Normal,
     /// A narrow strip, turned, its rim half seen through.
     Scar,

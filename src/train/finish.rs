@@ -93,6 +93,7 @@ pub fn finish(
         destseg: None,
         ntsnet: None,
         prn: None,
+        mlff: None,
         int8: None,
         threshold,
         calibration,

@@ -22,6 +22,17 @@ pub const MOST_DEAD: f64 = 0.1;
 pub const DRIFT: [&str; LEVELS] = ["drift1", "drift2", "drift3"];
 pub const DEAD: [&str; LEVELS] = ["dead1", "dead2", "dead3"];
 
+/// A sentence for a person where too many channels are dead; `figures` are those of a step.
+pub fn advice(figures: &Losses) -> Option<String> {
+    let dead = |(name, share): &&(&str, f64)| DEAD.contains(name) && *share > MOST_DEAD;
+    let (name, share) = figures.iter().find(dead)?;
+    Some(format!(
+        "{:.0} % of the teacher's channels say nothing any more ({name}): EMAN drags it away, and a small \
+         loss means little; try eman = \"running\" or \"off\" (docs/train.md)",
+        share * 100.0
+    ))
+}
+
 /// A teacher watched on a few pictures that stay the same.
 pub struct Health {
     tape: Tape,

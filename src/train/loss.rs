@@ -1,5 +1,7 @@
 //! Losses with their gradients, on numbers of all pictures of a batch in a row. Sums are taken in f64.
 
+pub mod mlff;
+
 /// A loss and its gradient by each number.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loss {

@@ -99,6 +99,11 @@ impl Optimizer {
         self.steps
     }
 
+    /// Of every group, from the next step on.
+    pub fn set_learning_rate(&mut self, rate: f32) {
+        self.groups.iter_mut().for_each(|group| group.learning_rate = rate);
+    }
+
     /// What is remembered of each tensor, for a checkpoint: `(name, kind, numbers)`.
     pub fn state(&self) -> impl Iterator<Item = (&str, &'static str, &[f32])> {
         self.memories.iter().flat_map(|(name, Memory { first, second })| {

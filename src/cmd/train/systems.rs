@@ -10,14 +10,16 @@ use inspectd::dataset::{Category, Sample, pictures::Pictures};
 use inspectd::detector::bundle::System;
 use inspectd::detector::input::Input;
 use inspectd::detector::{
-    destseg as destseg_detector, ntsnet as ntsnet_detector, prn as prn_detector,
+    destseg as destseg_detector, mlff as mlff_detector, ntsnet as ntsnet_detector,
+    prn as prn_detector,
 };
 use inspectd::nn::engine::Engine;
+use inspectd::nn::mlff::Encoder;
 use inspectd::nn::teacher::{self, Teacher};
 use inspectd::nn::{self, Backbone, BackboneSpec};
 use inspectd::synth::source::Source;
 use inspectd::synth::synthesizer::{Seen, Stock};
-use inspectd::train::{Trainee, destseg, ntsnet, prn};
+use inspectd::train::{Losses, Trainee, destseg, health, mlff, ntsnet, prn};
 use serde::{Deserialize, Serialize};
 
 use super::Args;
@@ -28,6 +30,7 @@ pub enum Word {
     DeStSeg,
     NtsNet,
     Prn,
+    Mlff,
 }
 
 /// The file of `--config`.
@@ -37,6 +40,7 @@ pub struct Config {
     destseg: Option<destseg::Config>,
     ntsnet: Option<ntsnet::Config>,
     prn: Option<prn::Config>,
+    mlff: Option<mlff::Config>,
 }
 
 /// What a system is trained from.
@@ -61,6 +65,8 @@ pub struct Prepared {
     pub settings: String,
     /// Defects of the test set that are learned from.
     pub seen_anomalies: Vec<String>,
+    /// A sentence for a person where the figures of a step say that training goes astray.
+    pub advice: Box<dyn Fn(&Losses) -> Option<String>>,
 }
 
 impl FromStr for Word {
@@ -71,7 +77,8 @@ impl FromStr for Word {
             "destseg" => Ok(Self::DeStSeg),
             "ntsnet" => Ok(Self::NtsNet),
             "prn" => Ok(Self::Prn),
-            _ => bail!("system {word}: must be destseg, ntsnet or prn"),
+            "mlff" => Ok(Self::Mlff),
+            _ => bail!("system {word}: must be destseg, ntsnet, prn or mlff"),
         }
     }
 }
@@ -116,6 +123,7 @@ impl Word {
             Word::DeStSeg => destseg(given),
             Word::NtsNet => ntsnet(given),
             Word::Prn => prn(given),
+            Word::Mlff => mlff(given),
         }
     }
 }
@@ -153,6 +161,7 @@ fn destseg(given: Given<'_>) -> Result<Prepared> {
         system: System::DeStSeg(card),
         settings,
         seen_anomalies: Vec::new(),
+        advice: Box::new(|_| None),
     })
 }
 
@@ -172,6 +181,41 @@ fn ntsnet(given: Given<'_>) -> Result<Prepared> {
         system: System::NtsNet(card),
         settings,
         seen_anomalies: Vec::new(),
+        advice: Box::new(health::advice),
+    })
+}
+
+fn mlff(given: Given<'_>) -> Result<Prepared> {
+    let Given { args, config, backbone, input, pictures, engine, .. } = given;
+    let mut own = config.mlff.unwrap_or_default();
+    own.network.encoder = encoder(&args.backbone)?;
+    own.batch = args.batch.unwrap_or(own.batch);
+    own.steps = args.steps.or(own.steps);
+    let (card, levels) = (mlff_detector::Card { network: own.network }, own.network.levels);
+    let settings = toml::to_string(&own)?;
+    let trainee = mlff::Mlff::new(own, input, backbone, pictures, args.seed, engine)?;
+    Ok(Prepared {
+        trainee: Box::new(trainee),
+        system: System::Mlff(card),
+        settings,
+        seen_anomalies: Vec::new(),
+        advice: Box::new(move |figures| mlff::advice(levels, figures)),
+    })
+}
+
+fn encoder(backbone: &BackboneSpec) -> Result<Encoder> {
+    let known = [Encoder::Resnet18, Encoder::Resnet34, Encoder::Resnet50];
+    let of = |depth| known.into_iter().find(|encoder| encoder.depth() == depth);
+    match backbone {
+        BackboneSpec::ResNet { depth, .. } => of(*depth),
+        BackboneSpec::Compact => None,
+    }
+    .with_context(|| {
+        format!(
+            "backbone {}: mlff goes on training its backbone, which must be a ResNet with batch norms: \
+             give --backbone resnet50:FILE (the paper's), resnet34:FILE or resnet18:FILE",
+            backbone.word()
+        )
     })
 }
 
@@ -229,6 +273,7 @@ fn prn(given: Given<'_>) -> Result<Prepared> {
         system: System::Prn(card),
         settings,
         seen_anomalies: names,
+        advice: Box::new(|_| None),
     })
 }
 

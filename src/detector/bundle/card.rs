@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{EXPECTED, VERSION, WEIGHTS, picture_name};
+use super::{EXPECTED, System, VERSION, WEIGHTS, picture_name};
 use crate::detector::input::Input;
-use crate::detector::{destseg, ntsnet, patch_prototypes, prn};
+use crate::detector::{destseg, mlff, ntsnet, patch_prototypes, prn};
 use crate::nn::plan::{Precision, Quantization};
 
 /// `model.toml`: where the model comes from and what it promises.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Card {
-    /// `patch_prototypes`, `destseg`, `ntsnet` or `prn`.
+    /// `patch_prototypes`, `destseg`, `ntsnet`, `prn` or `mlff`.
     pub system: String,
     pub version: u32,
     /// The version of the program that made it, and its git revision or `unknown`.
@@ -37,6 +37,8 @@ pub struct Card {
     pub ntsnet: Option<ntsnet::Card>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prn: Option<prn::Card>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlff: Option<mlff::Card>,
     /// Where `precision` is `int8`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub int8: Option<Int8>,
@@ -191,9 +193,12 @@ impl Card {
             self.precision.word(),
             if self.int8.is_some() { "no" } else { "a" }
         );
+        // Distances and probabilities are never below 0: a limit there would reject every part.
+        let is_signed = System::of(self)?.is_some_and(|system| system.is_signed());
         for (key, value) in [("score", self.threshold.score), ("map", self.threshold.map)] {
+            ensure!(value.is_finite(), "threshold.{key} = {value}: must be a finite number");
             ensure!(
-                value.is_finite() && value > 0.0,
+                is_signed || value > 0.0,
                 "threshold.{key} = {value}: must be a number above 0"
             );
         }

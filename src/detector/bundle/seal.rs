@@ -54,13 +54,13 @@ pub fn seal(detector: &mut dyn Detector, golden: &[Golden], batch: usize) -> Res
 #[derive(Clone, Copy)]
 struct Scale {
     score: f32,
-    /// The largest value of the anomaly map.
+    /// The largest magnitude in the anomaly map; scores of some systems lie below zero.
     map: f32,
 }
 
 impl Scale {
     fn of(detection: &Detection) -> Scale {
-        let map = detection.map.scores.iter().copied().fold(0.0, f32::max);
+        let map = detection.map.scores.iter().copied().map(f32::abs).fold(0.0, f32::max);
         Scale { score: detection.score.abs(), map }
     }
 

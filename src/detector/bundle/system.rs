@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Card;
 use crate::detector::input::Input;
-use crate::detector::{Detector, destseg, ntsnet, patch_prototypes, prn};
+use crate::detector::{Detector, destseg, mlff, ntsnet, patch_prototypes, prn};
 use crate::nn::engine::Engine;
 use crate::nn::weights::Weights;
 
@@ -14,6 +14,7 @@ pub enum System {
     DeStSeg(destseg::Card),
     NtsNet(ntsnet::Card),
     Prn(prn::Card),
+    Mlff(mlff::Card),
 }
 
 impl System {
@@ -28,10 +29,18 @@ impl System {
             destseg::SYSTEM => Some(System::DeStSeg(card.destseg.with_context(table)?)),
             ntsnet::SYSTEM => Some(System::NtsNet(card.ntsnet.with_context(table)?)),
             prn::SYSTEM => Some(System::Prn(card.prn.with_context(table)?)),
+            mlff::SYSTEM => Some(System::Mlff(card.mlff.with_context(table)?)),
             other => bail!(
                 "system = \"{other}\" is not known to this inspectd ({}); known: {}",
                 env!("CARGO_PKG_VERSION"),
-                [patch_prototypes::SYSTEM, destseg::SYSTEM, ntsnet::SYSTEM, prn::SYSTEM].join(", ")
+                [
+                    patch_prototypes::SYSTEM,
+                    destseg::SYSTEM,
+                    ntsnet::SYSTEM,
+                    prn::SYSTEM,
+                    mlff::SYSTEM
+                ]
+                .join(", ")
             ),
         })
     }
@@ -42,6 +51,15 @@ impl System {
             System::DeStSeg(_) => destseg::SYSTEM,
             System::NtsNet(_) => ntsnet::SYSTEM,
             System::Prn(_) => prn::SYSTEM,
+            System::Mlff(_) => mlff::SYSTEM,
+        }
+    }
+
+    /// Whether its scores may lie below zero.
+    pub fn is_signed(&self) -> bool {
+        match self {
+            System::DeStSeg(_) | System::NtsNet(_) | System::Prn(_) => false,
+            System::Mlff(own) => own.network.score,
         }
     }
 
@@ -52,6 +70,7 @@ impl System {
             System::DeStSeg(own) => card.destseg = Some(own),
             System::NtsNet(own) => card.ntsnet = Some(own),
             System::Prn(own) => card.prn = Some(own),
+            System::Mlff(own) => card.mlff = Some(own),
         }
     }
 
@@ -67,6 +86,7 @@ impl System {
             System::DeStSeg(own) => Box::new(destseg::DeStSeg::new(own, input, weights, engine)?),
             System::NtsNet(own) => Box::new(ntsnet::NtsNet::new(own, input, weights, engine)?),
             System::Prn(own) => Box::new(prn::Prn::new(own, input, weights, engine)?),
+            System::Mlff(own) => Box::new(mlff::Mlff::new(own, input, weights, engine)?),
         })
     }
 }
