@@ -111,7 +111,7 @@ impl Word {
     /// The backbone to the level that it needs.
     pub fn backbone(self, spec: &BackboneSpec) -> Result<Backbone> {
         match self {
-            Word::DeStSeg | Word::NtsNet => nn::load(spec, teacher::LEVELS),
+            Word::DeStSeg | Word::NtsNet | Word::Mlff => nn::load(spec, teacher::LEVELS),
             Word::Prn => nn::load_deepest(spec, teacher::LEVELS + 1),
         }
     }
