@@ -594,7 +594,6 @@ mod tests {
             encoder: Teacher::Compact,
             residual: prn::Residual::Squared,
             embedding: prn::Embedding::Elementwise,
-            scale: prn::Scale::Root,
             depthwise: prn::Depthwise::Grouped,
             shared_fusion: true,
             align: Align::HalfPixel,

@@ -3,7 +3,7 @@
 //! The padding may be wider than a map's border of one, so windows are cut at the map's edge instead.
 //! Letters: C channels, K kernel width, H × W places.
 
-use super::feature_map::{Buffer, FeatureMap, Shape, Shared};
+use super::feature_map::{FeatureMap, Frozen, Memory, Shape, Shared};
 use super::rows::{Rows, helping};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::team::Team;
@@ -21,7 +21,7 @@ pub struct Window {
 
 impl Window {
     /// Places after the convolution.
-    fn side(&self, side: usize) -> usize {
+    pub(super) fn side(&self, side: usize) -> usize {
         (side + 2 * self.padding - self.kernel) / self.stride + 1
     }
 
@@ -40,8 +40,7 @@ impl Window {
 pub struct Depthwise {
     window: Window,
     channels: usize,
-    /// `[⌈C/16⌉][1 + K·K][16]`: the bias, then the filter.
-    packed: Buffer,
+    packed: Frozen,
 }
 
 impl Depthwise {
@@ -50,19 +49,10 @@ impl Depthwise {
     /// # Panics
     /// If the lengths do not fit, or kernel or stride are 0.
     pub fn new(weight: &[f32], bias: &[f32], window: Window) -> Self {
-        let (channels, taps) = (bias.len(), window.kernel * window.kernel);
-        assert!(channels * taps * window.stride > 0, "{window:?} on {channels} channels");
-        assert_eq!(weight.len(), channels * taps, "{window:?} on {channels} channels");
-        let mut packed = Buffer::zeroed(channels.div_ceil(LANES) * (1 + taps) * LANES);
-        let numbers = packed.as_mut_slice();
-        for (c, (filter, bias)) in weight.chunks(taps).zip(bias).enumerate() {
-            let own = &mut numbers[c / LANES * (1 + taps) * LANES..];
-            own[c % LANES] = *bias;
-            for (tap, weight) in filter.iter().enumerate() {
-                own[(1 + tap) * LANES + c % LANES] = *weight;
-            }
-        }
-        Self { window, channels, packed }
+        let channels = bias.len();
+        let mut packed = Memory::zeroed(packed_len(channels, window));
+        pack(weight, Some(bias), window, packed.as_mut_slice());
+        Self { window, channels, packed: packed.into() }
     }
 
     /// [C, H, W] → [C, (H + 2·padding − K)/stride + 1, the same of W].
@@ -70,24 +60,63 @@ impl Depthwise {
     /// # Panics
     /// If the maps have other shapes, overlap, or are smaller than the window.
     pub fn run(&self, team: &Team, isa: Isa, x: FeatureMap<'_>, to: FeatureMap<'_>) {
-        let Shape { channels, height, width, .. } = x.shape();
-        let window = self.window;
-        assert_eq!(channels, self.channels, "channels of a depthwise convolution");
-        assert!(
-            height.min(width) + 2 * window.padding >= window.kernel,
-            "{window:?} on {height} × {width}"
-        );
-        let want = Shape { height: window.side(height), width: window.side(width), ..x.shape() };
-        assert_eq!(to.shape(), want, "{window:?} on {height} × {width}");
-        assert!(!x.overlaps(&to), "the result overlaps the argument");
-        let rows = Rows::of(want);
-        let len = want.width * LANES * window.kernel * window.kernel;
-        let shared = Shared((x, to, self.packed.as_ptr().cast_const()));
-        team.chunks(rows.count(), helping(team, rows.count(), len), |_, first, end| {
-            let (x, to, packed) = shared.get();
-            isa.run(DepthwiseRows { window, packed, x, to, rows, first, end });
-        });
+        assert_eq!(x.shape().channels, self.channels, "channels of a depthwise convolution");
+        run(team, isa, self.window, self.packed.as_slice(), x, to);
     }
+}
+
+/// Numbers of packed weights: `[⌈C/16⌉][1 + K·K][16]`, the bias, then the filter.
+pub(super) fn packed_len(channels: usize, window: Window) -> usize {
+    channels.div_ceil(LANES) * (1 + window.kernel * window.kernel) * LANES
+}
+
+/// `weight` `[C, 1, K, K]` and `bias` `[C]`, zero without.
+///
+/// # Panics
+/// As [`Depthwise::new`]; if `to` is not as long as [`packed_len`] says.
+pub(super) fn pack(weight: &[f32], bias: Option<&[f32]>, window: Window, to: &mut [f32]) {
+    let taps = window.kernel * window.kernel;
+    assert!(weight.len() * window.stride > 0, "{window:?} of {} weights", weight.len());
+    let channels = weight.len() / taps;
+    assert_eq!(weight.len(), channels * taps, "{window:?} on {channels} channels");
+    assert!(bias.is_none_or(|bias| bias.len() == channels), "{window:?} on {channels} channels");
+    assert_eq!(to.len(), packed_len(channels, window), "{window:?} on {channels} channels");
+    to.fill(0.0);
+    for (c, filter) in weight.chunks(taps).enumerate() {
+        let own = &mut to[c / LANES * (1 + taps) * LANES..];
+        own[c % LANES] = bias.map_or(0.0, |bias| bias[c]);
+        for (tap, weight) in filter.iter().enumerate() {
+            own[(1 + tap) * LANES + c % LANES] = *weight;
+        }
+    }
+}
+
+/// # Panics
+/// As [`Depthwise::run`]; if `packed` is not as long as [`packed_len`] says.
+pub(super) fn run(
+    team: &Team,
+    isa: Isa,
+    window: Window,
+    packed: &[f32],
+    x: FeatureMap<'_>,
+    to: FeatureMap<'_>,
+) {
+    let Shape { channels, height, width, .. } = x.shape();
+    assert_eq!(packed.len(), packed_len(channels, window), "weights of {window:?}");
+    assert!(
+        height.min(width) + 2 * window.padding >= window.kernel,
+        "{window:?} on {height} × {width}"
+    );
+    let want = Shape { height: window.side(height), width: window.side(width), ..x.shape() };
+    assert_eq!(to.shape(), want, "{window:?} on {height} × {width}");
+    assert!(!x.overlaps(&to), "the result overlaps the argument");
+    let rows = Rows::of(want);
+    let len = want.width * LANES * window.kernel * window.kernel;
+    let shared = Shared((x, to, packed.as_ptr()));
+    team.chunks(rows.count(), helping(team, rows.count(), len), |_, first, end| {
+        let (x, to, packed) = shared.get();
+        isa.run(DepthwiseRows { window, packed, x, to, rows, first, end });
+    });
 }
 
 struct DepthwiseRows<'a> {

@@ -3,6 +3,7 @@
 //! (dy, dx) of channel c of each becomes w[c, dy, dx]·x + b[c, dy, dx].
 
 use super::feature_map::{FeatureMap, Frozen, Memory, Shape, Shared};
+use super::gradient::accumulate::Accumulate;
 use super::rows::{Rows, helping};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::team::Team;
@@ -22,7 +23,7 @@ impl PatchAffine {
     pub fn new(weight: &[f32], bias: &[f32], patch: usize) -> Self {
         let channels = weight.len() / (patch * patch);
         let mut packed = Memory::zeroed(packed_len(channels, patch));
-        pack(weight, bias, patch, packed.as_mut_slice());
+        pack(weight, Some(bias), patch, packed.as_mut_slice());
         Self { packed: packed.into(), channels, patch }
     }
 
@@ -33,7 +34,7 @@ impl PatchAffine {
     /// only a part with `x`.
     pub fn run(&self, team: &Team, isa: Isa, x: FeatureMap<'_>, y: FeatureMap<'_>) {
         assert_eq!(x.shape().channels, self.channels, "channels of a patch's scales");
-        run(team, isa, self.packed.as_slice(), self.patch, x, y);
+        run(team, isa, (self.packed.as_slice(), self.patch), x, Accumulate::Set, y);
     }
 
     /// Bytes taken.
@@ -53,44 +54,52 @@ pub(super) fn packed_at(patch: usize, block: usize, (dy, dx): (usize, usize)) ->
     ((block * patch + dy) * patch + dx) * 2 * LANES
 }
 
-/// `weight` and `bias` `[C·patch²]` → `to` `[⌈C/16⌉, patch, patch, 2, 16]`; lanes past C are left.
+/// `weight` and `bias` (zero without) `[C·patch²]` → `to` `[⌈C/16⌉, patch, patch, 2, 16]`.
 ///
 /// # Panics
 /// If a length does not fit.
-pub(super) fn pack(weight: &[f32], bias: &[f32], patch: usize, to: &mut [f32]) {
+pub(super) fn pack(weight: &[f32], bias: Option<&[f32]>, patch: usize, to: &mut [f32]) {
     let places = patch * patch;
     assert!(places > 0 && weight.len().is_multiple_of(places), "{} for {patch}", weight.len());
     let channels = weight.len() / places;
-    assert_eq!((weight.len(), to.len()), (bias.len(), packed_len(channels, patch)), "a patch");
-    for (c, (weight, bias)) in weight.chunks(places).zip(bias.chunks(places)).enumerate() {
-        let block = &mut to[packed_at(patch, c / LANES, (0, 0))..];
-        for (place, (weight, bias)) in block.chunks_mut(2 * LANES).zip(weight.iter().zip(bias)) {
-            place[c % LANES] = *weight;
-            place[LANES + c % LANES] = *bias;
-        }
+    assert!(bias.is_none_or(|bias| bias.len() == weight.len()), "a shift for each scale");
+    assert_eq!(to.len(), packed_len(channels, patch), "scales of {channels} channels");
+    to.fill(0.0);
+    for (i, weight) in weight.iter().enumerate() {
+        let (c, place) = (i / places, i % places);
+        let at = packed_at(patch, c / LANES, (place / patch, place % patch)) + c % LANES;
+        to[at] = *weight;
+        to[at + LANES] = bias.map_or(0.0, |bias| bias[i]);
     }
 }
 
+/// y (+)= w·x + b.
+///
 /// # Panics
-/// As [`PatchAffine::run`]; if `packed` is not as long as [`packed_len`] says.
+/// As [`PatchAffine::run`]; if `packed` is not as long as [`packed_len`] says, or `y` is to be added to
+/// and overlaps `x`.
 pub(super) fn run(
     team: &Team,
     isa: Isa,
-    packed: &[f32],
-    patch: usize,
+    (packed, patch): (&[f32], usize),
     x: FeatureMap<'_>,
+    into: Accumulate,
     y: FeatureMap<'_>,
 ) {
     let shape = x.shape();
     assert_patches(shape, patch);
     assert_eq!(shape, y.shape(), "a patch's scales");
     assert_eq!(packed.len(), packed_len(shape.channels, patch), "scales of {shape:?}");
-    assert!(y.is_or_is_apart_from(&x), "the result shares a part with the argument");
+    let apart = match into {
+        Accumulate::Set => y.is_or_is_apart_from(&x),
+        Accumulate::Add => !y.overlaps(&x),
+    };
+    assert!(apart, "the result shares a part with the argument");
     let rows = Rows::of(shape);
     let maps = Shared((x, y));
     team.chunks(rows.count(), helping(team, rows.count(), shape.width * LANES), |_, first, end| {
         let (x, y) = maps.get();
-        isa.run(PatchRows { packed, patch, x, y, rows, first, end });
+        isa.run(PatchRows { packed, patch, x, into, y, rows, first, end });
     });
 }
 
@@ -107,6 +116,7 @@ struct PatchRows<'a> {
     packed: &'a [f32],
     patch: usize,
     x: FeatureMap<'a>,
+    into: Accumulate,
     y: FeatureMap<'a>,
     rows: Rows,
     first: usize,
@@ -133,7 +143,8 @@ impl Kernel for PatchRows<'_> {
                     unsafe {
                         let weight = s.load(numbers.add(2 * dx * LANES));
                         let bias = s.load(numbers.add((2 * dx + 1) * LANES));
-                        s.store(to.add(at), s.mul_add(s.load(from.add(at)), weight, bias));
+                        let value = s.mul_add(s.load(from.add(at)), weight, bias);
+                        self.into.put(s, to.add(at), value);
                     }
                 }
             }

@@ -8,6 +8,7 @@
 //! number of threads.
 
 use super::feature_map::{Buffer, FeatureMap, Shape, Shared};
+use super::gradient::accumulate::Accumulate;
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::simd_math::exp;
 use super::team::Team;
@@ -80,23 +81,23 @@ pub(super) fn first_lanes(n: usize) -> u16 {
 
 /// How a map of q or k is cut into tokens, and the sums of QKᵀ into slices.
 #[derive(Clone, Copy)]
-struct Cut {
-    patch: usize,
+pub(super) struct Cut {
+    pub patch: usize,
     /// Tokens side by side.
     columns: usize,
-    tokens: usize,
+    pub tokens: usize,
     /// From one row of the map to the next.
     row: usize,
     plane: usize,
     /// Strips of a token: one of each row of each block.
     strips: usize,
     strips_at_once: usize,
-    slices: usize,
+    pub slices: usize,
     strips_a_slice: usize,
 }
 
 impl Cut {
-    fn new(shape: Shape, patch: usize) -> Self {
+    pub fn new(shape: Shape, patch: usize) -> Self {
         assert!(
             patch > 0 && shape.height.is_multiple_of(patch) && shape.width.is_multiple_of(patch),
             "{shape:?} in patches of {patch}"
@@ -119,12 +120,12 @@ impl Cut {
     }
 
     /// From one row of logits to the next.
-    fn logit_row(&self) -> usize {
+    pub fn logit_row(&self) -> usize {
         self.tokens.next_multiple_of(LANES)
     }
 
     /// Numbers of one slice's logits.
-    fn logits(&self) -> usize {
+    pub fn logits(&self) -> usize {
         self.tokens * self.logit_row()
     }
 
@@ -152,38 +153,105 @@ pub(super) fn attend(team: &Team, isa: Isa, a: Attention<'_>, scratch: &Buffer) 
     let cut = Cut::new(shape, a.patch);
     let len = shape.images * cut.slices * cut.logits();
     let logits = claim(scratch, len, &[&a.q, &a.k, &a.v, &a.y]);
-    let shared = Shared((a, logits));
-    // The softmax of one logit is 1 whatever it is.
-    if cut.tokens > 1 {
-        let parts = (PIECES / cut.slices).clamp(1, cut.tokens.div_ceil(4));
-        let queries = cut.tokens.div_ceil(parts).next_multiple_of(4);
-        team.chunks(shape.images * cut.slices * parts, 1, |_, from, to| {
-            let (a, logits) = shared.get();
-            for job in from..to {
-                let (b, slice, part) =
-                    (job / parts / cut.slices, job / parts % cut.slices, job % parts);
-                // SAFETY: slice `slice` of picture b, within the `len` numbers claimed.
-                let logits = unsafe { logits.add((b * cut.slices + slice) * cut.logits()) };
-                let first = (part * queries).min(cut.tokens);
-                let to = (first + queries).min(cut.tokens);
-                isa.run(Logits { a, cut, b, slice, queries: (first, to), logits });
-            }
-        });
-        team.chunks(shape.images * cut.tokens, 8, |_, from, to| {
-            let (a, logits) = shared.get();
-            isa.run(Softmax { cut, scale: a.scale, logits, from, to });
-        });
+    // SAFETY: `len` numbers of scratch memory that holds no map; the shapes were checked.
+    unsafe {
+        products(team, isa, cut, [a.q, a.k], logits);
+        softmax(team, isa, cut, shape.images, a.scale, logits);
+        let weights = Weights { first: logits, stride: cut.slices * cut.logits() };
+        blend(team, isa, cut, weights, a.v, Accumulate::Set, a.y);
     }
-    let strips = v.images * v.blocks() * a.patch;
+}
+
+/// The slices of QKᵀ of all pictures, one picture's behind the other's. Nothing where there is one
+/// token: the softmax of one logit is 1 whatever it is.
+///
+/// # Safety
+/// q and k of the shape that `cut` was made for; images × slices × [`Cut::logits`] numbers at `logits`
+/// that nobody else uses.
+pub(super) unsafe fn products(
+    team: &Team,
+    isa: Isa,
+    cut: Cut,
+    maps: [FeatureMap<'_>; 2],
+    logits: *mut f32,
+) {
+    if cut.tokens == 1 {
+        return;
+    }
+    let shared = Shared((maps, logits));
+    let parts = (PIECES / cut.slices).clamp(1, cut.tokens.div_ceil(4));
+    let queries = cut.tokens.div_ceil(parts).next_multiple_of(4);
+    let jobs = maps[0].shape().images * cut.slices * parts;
+    team.chunks(jobs, 1, |_, from, to| {
+        let ([q, k], logits) = shared.get();
+        for job in from..to {
+            let (b, slice, part) =
+                (job / parts / cut.slices, job / parts % cut.slices, job % parts);
+            // SAFETY: slice `slice` of picture b, within the numbers that the caller promises.
+            let logits = unsafe { logits.add((b * cut.slices + slice) * cut.logits()) };
+            let first = (part * queries).min(cut.tokens);
+            let to = (first + queries).min(cut.tokens);
+            isa.run(Logits { q, k, cut, b, slice, queries: (first, to), logits });
+        }
+    });
+}
+
+/// Of what [`products`] made: the softmax of each row of scale·QKᵀ, in the place of each picture's
+/// first slice.
+///
+/// # Safety
+/// As [`products`], which has run.
+pub(super) unsafe fn softmax(
+    team: &Team,
+    isa: Isa,
+    cut: Cut,
+    images: usize,
+    scale: f32,
+    logits: *mut f32,
+) {
+    if cut.tokens == 1 {
+        return;
+    }
+    let shared = Shared(logits);
+    team.chunks(images * cut.tokens, 8, |_, from, to| {
+        isa.run(Softmax { cut, scale, logits: shared.get(), from, to });
+    });
+}
+
+/// Where the weights of pictures lie, [N, N up to a multiple of 16] each, and how far it is from a
+/// picture's to the next's.
+#[derive(Clone, Copy)]
+pub(super) struct Weights {
+    pub first: *const f32,
+    pub stride: usize,
+}
+
+/// y_i (+)= Σ_j weight_ij v_j; the only weight of one token is 1.
+///
+/// # Safety
+/// Weights for each picture of v, readable, if there are several tokens; v and y of one shape that
+/// has the height and width that `cut` was made for, and apart.
+pub(super) unsafe fn blend(
+    team: &Team,
+    isa: Isa,
+    cut: Cut,
+    weights: Weights,
+    v: FeatureMap<'_>,
+    into: Accumulate,
+    y: FeatureMap<'_>,
+) {
+    let strips = v.shape().images * v.shape().blocks() * cut.patch;
+    let shared = Shared((weights, v, y));
     team.chunks(strips, strips.div_ceil(4 * team.threads()), |_, from, to| {
-        let (a, logits) = shared.get();
-        isa.run(Blend { a, cut, logits, from, to });
+        let (weights, v, y) = shared.get();
+        isa.run(Blend { cut, weights, v, into, y, from, to });
     });
 }
 
 /// Q Kᵀ over one slice of the strips, for some of the queries.
 struct Logits<'a> {
-    a: Attention<'a>,
+    q: FeatureMap<'a>,
+    k: FeatureMap<'a>,
     cut: Cut,
     b: usize,
     slice: usize,
@@ -243,13 +311,13 @@ impl Logits<'_> {
         (from, to): (usize, usize),
     ) -> [[S::F; T]; T] {
         let cut = &self.cut;
-        let (q, k) = (self.a.q.place(self.b, 0, 0, 0), self.a.k.place(self.b, 0, 0, 0));
+        let (q, k) = (self.q.place(self.b, 0, 0, 0), self.k.place(self.b, 0, 0, 0));
         let (mut q_at, mut k_at) = ([0; T], [0; T]);
         for t in 0..T {
             q_at[t] = cut.token((i + t).min(cut.tokens - 1));
             k_at[t] = cut.token((j + t).min(cut.tokens - 1));
         }
-        let channels = self.a.q.shape().channels;
+        let channels = self.q.shape().channels;
         let mut sums = [[s.zero(); T]; T];
         for strip in from..to {
             // Channels past C may be other than zero.
@@ -343,9 +411,11 @@ impl Kernel for Softmax {
 
 /// Strips `from`..`to` of the result, counted over pictures, blocks and rows of a patch.
 struct Blend<'a> {
-    a: Attention<'a>,
     cut: Cut,
-    logits: *const f32,
+    weights: Weights,
+    v: FeatureMap<'a>,
+    into: Accumulate,
+    y: FeatureMap<'a>,
     from: usize,
     to: usize,
 }
@@ -370,13 +440,13 @@ impl Blend<'_> {
     /// In tiles of Q tokens by P places, which divides the patch.
     #[inline(always)]
     fn strips<S: Simd, const Q: usize, const P: usize>(&self, s: S) {
-        let (cut, blocks) = (&self.cut, self.a.v.shape().blocks());
+        let (cut, blocks) = (&self.cut, self.v.shape().blocks());
         for job in self.from..self.to {
             let (b, dy) = (job / (blocks * cut.patch), job % cut.patch);
             let block = job / cut.patch % blocks;
-            let v = self.a.v.place(b, block, dy as isize, 0);
-            let y = self.a.y.place(b, block, dy as isize, 0);
-            let weights = self.logits.wrapping_add(b * cut.slices * cut.logits());
+            let v = self.v.place(b, block, dy as isize, 0);
+            let y = self.y.place(b, block, dy as isize, 0);
+            let weights = self.weights.first.wrapping_add(b * self.weights.stride);
             for i in (0..cut.tokens).step_by(Q) {
                 for x in (0..cut.patch).step_by(P) {
                     // SAFETY: places x.. of strip dy of a token are in the plane; weights are those
@@ -385,7 +455,10 @@ impl Blend<'_> {
                     for (m, sums) in sums.iter().enumerate().take(cut.tokens - i) {
                         for (n, sum) in sums.iter().enumerate() {
                             // SAFETY: as above; this job alone writes strip dy of y's tokens here.
-                            unsafe { s.store(y.add(cut.token(i + m) + (x + n) * LANES), *sum) };
+                            unsafe {
+                                let to = y.add(cut.token(i + m) + (x + n) * LANES);
+                                self.into.put(s, to, *sum);
+                            }
                         }
                     }
                 }

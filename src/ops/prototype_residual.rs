@@ -38,18 +38,36 @@ impl Prototypes {
         count: usize,
         (channels, height, width): (usize, usize, usize),
     ) -> Self {
+        let mut prototypes = Self::zeros(count, (channels, height, width));
+        prototypes.write(values);
+        prototypes
+    }
+
+    /// # Panics
+    /// If there are none.
+    pub fn zeros(count: usize, (channels, height, width): (usize, usize, usize)) -> Self {
         let shape = Shape::new(1, channels, height, width);
         let places = shape.places();
         assert!(count > 0 && channels * places > 0, "{count} prototypes of {shape:?}");
-        assert_eq!(values.len(), count * channels * places, "{count} prototypes of {shape:?}");
-        let blocks = shape.blocks();
-        let mut packed = Buffer::zeroed(count * blocks * places * LANES);
-        let numbers = packed.as_mut_slice();
-        for (i, value) in values.iter().enumerate() {
-            let (p, c, place) = (i / places / channels, i / places % channels, i % places);
-            numbers[((p * blocks + c / LANES) * places + place) * LANES + c % LANES] = *value;
-        }
+        let packed = Buffer::zeroed(count * shape.blocks() * places * LANES);
         Self { packed, count, shape }
+    }
+
+    /// Others in the place of these: `values` [P, C, H, W].
+    ///
+    /// # Panics
+    /// If there are not as many values.
+    pub fn write(&mut self, values: &[f32]) {
+        let (shape, places) = (self.shape, self.shape.places());
+        let one = shape.channels * places;
+        assert_eq!(values.len(), self.count * one, "{} prototypes of {shape:?}", self.count);
+        let packed = self.packed.as_mut_slice().chunks_mut(shape.blocks() * places * LANES);
+        for (to, values) in packed.zip(values.chunks(one)) {
+            for (c, plane) in values.chunks(places).enumerate() {
+                let to = &mut to[c / LANES * places * LANES + c % LANES..];
+                to.iter_mut().step_by(LANES).zip(plane).for_each(|(to, value)| *to = *value);
+            }
+        }
     }
 
     /// Bytes taken.

@@ -3,7 +3,7 @@
 //!
 //! The maps, kernels and threads are those of the line ([`crate::nn::plan`]), the weights are the
 //! caller's and change between runs. A batch norm takes the ReLU behind it along, and the sum with a
-//! shortcut between the two. Which maps live at the same time is known before the first run: they
+//! shortcut between the two. Prototypes are packed anew with each run, as weights are. Which maps live at the same time is known before the first run: they
 //! share buffers, and a run takes no memory.
 //!
 //! Letters: B pictures, C channels, H × W places, S steps.
@@ -23,8 +23,12 @@ use crate::ops::feature_map::{Buffer, FeatureMap};
 use crate::ops::gradient::accumulate::Accumulate;
 use crate::ops::gradient::batch_norm::{self, BatchNorm, Forward};
 use crate::ops::gradient::conv::TrainConv;
+use crate::ops::gradient::depthwise::TrainDepthwise;
+use crate::ops::gradient::patch_affine::TrainPatchAffine;
 use crate::ops::gradient::upsample as upsample_gradient;
+use crate::ops::patch_attention::patch_attention;
 use crate::ops::place_softmax::place_softmax;
+use crate::ops::prototype_residual::Prototypes;
 use crate::ops::simd::LANES;
 use crate::ops::upsample::Upsample;
 use crate::ops::window_attention::window_attention;
@@ -81,6 +85,7 @@ struct Step {
 
 enum Work {
     Conv(Box<Convolution>),
+    Depthwise(Box<Depthwise>),
     Norm(Box<Norm>),
     Relu,
     LeakyRelu(f32),
@@ -88,12 +93,26 @@ enum Work {
     Add,
     Mul,
     MaxPool,
-    AveragePool { kernel: usize },
-    RegionMean { regions: usize },
+    AveragePool {
+        kernel: usize,
+    },
+    RegionMean {
+        regions: usize,
+    },
     Upsample(Upsample, upsample_gradient::Upsample),
     Concat,
+    RepeatChannels {
+        times: usize,
+    },
     CosineProduct,
     CosineDistance(Distance),
+    /// Of frozen features: there is no way back.
+    PrototypeResidual(Box<Residual>),
+    PatchAttention {
+        patch: usize,
+        scale: f32,
+    },
+    PatchAffine(Box<PatchAffine>),
     WindowAttention,
     PlaceSoftmax,
 }
@@ -103,11 +122,14 @@ struct Convolution {
     weight: String,
     bias: Option<String>,
     learned: bool,
+    /// How the gradients of weights and bias come to those of the network, which may use them at
+    /// several places.
+    into: Accumulate,
     own: Option<OwnRows>,
 }
 
-/// A convolution whose outputs the engine wants in another order than they are defined in, some of
-/// them more than once.
+/// Of a convolution whose outputs the engine wants in another order than they are defined in, some of
+/// them more than once, or whose gradients are added to others.
 struct OwnRows {
     /// For each of the engine's outputs the one of the definition.
     source: Vec<usize>,
@@ -115,6 +137,27 @@ struct OwnRows {
     bias: Vec<f32>,
     weight_gradient: Vec<f32>,
     bias_gradient: Vec<f32>,
+}
+
+/// A convolution with a filter for each channel.
+struct Depthwise {
+    kernel: TrainDepthwise,
+    weight: String,
+    bias: Option<String>,
+    learned: bool,
+    /// Gradients of weights and bias that are added to those of the same tensors at other places.
+    added: Option<[Vec<f32>; 2]>,
+}
+
+struct Residual {
+    prototypes: Prototypes,
+    name: String,
+}
+
+struct PatchAffine {
+    kernel: TrainPatchAffine,
+    name: String,
+    learned: bool,
 }
 
 /// y = relu(γ(x − μ)/√(σ² + ε) + β + shortcut), the last two where they are.
@@ -220,6 +263,11 @@ impl Step {
                 let (weights, bias) = conv.numbers(parameters)?;
                 conv.kernel.forward(team, weights, bias, x, y, scratch);
             }
+            Work::Depthwise(conv) => {
+                let weights = parameters.get(&conv.weight)?;
+                let bias = conv.bias.as_ref().map(|name| parameters.get(name)).transpose()?;
+                conv.kernel.forward(team, weights, bias, x, y, scratch);
+            }
             Work::Norm(norm) => {
                 let name = &norm.name;
                 let running = [format!("{name}.running_mean"), format!("{name}.running_var")];
@@ -274,6 +322,18 @@ impl Step {
                     first += channels;
                 }
             }
+            Work::RepeatChannels { times } => elementwise::repeat_channels(team, x, y, *times),
+            Work::PrototypeResidual(own) => {
+                own.prototypes.write(parameters.get(&own.name)?);
+                own.prototypes.residual(team, isa, &x, scratch, &y);
+            }
+            Work::PatchAttention { patch, scale } => {
+                let maps = [0, 1, 2].map(|i| self.from[i].map(buffers));
+                patch_attention(team, isa, maps, (*patch, *scale), scratch, y);
+            }
+            Work::PatchAffine(own) => {
+                own.kernel.forward(team, own.numbers(parameters)?, x, y, scratch);
+            }
             Work::CosineProduct => cosine_map::cosine_product(team, isa, x, second(), y),
             Work::CosineDistance(rule) => {
                 let level = Level { a: x, b: second(), to: y };
@@ -309,6 +369,14 @@ impl Convolution {
         }
         let bias = self.bias.as_ref().map(|name| parameters.get(name)).transpose()?;
         Ok((parameters.get(&self.weight)?, bias))
+    }
+}
+
+impl PatchAffine {
+    /// Scales and shifts.
+    fn numbers<'a>(&self, parameters: &'a Parameters) -> Result<[&'a [f32]; 2]> {
+        let get = |kind: &str| parameters.get(&format!("{}.{kind}", self.name));
+        Ok([get("weight")?, get("bias")?])
     }
 }
 

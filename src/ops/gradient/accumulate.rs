@@ -18,7 +18,7 @@ impl Accumulate {
     /// # Safety
     /// 16 writable numbers at `to`, and readable ones to be added to.
     #[inline(always)]
-    pub(super) unsafe fn put<S: Simd>(self, s: S, to: *mut f32, value: S::F) {
+    pub(in crate::ops) unsafe fn put<S: Simd>(self, s: S, to: *mut f32, value: S::F) {
         // SAFETY: as the caller promises.
         unsafe {
             let value = if self == Self::Add { s.add(s.load(to), value) } else { value };

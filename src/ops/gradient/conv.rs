@@ -356,18 +356,26 @@ impl TrainConv {
     /// Overwrites db `[O]`: the sums of dy over pictures and places.
     pub fn bias_gradient(&self, team: &Team, dy: FeatureMap<'_>, db: &mut [f32]) {
         assert_eq!(dy.shape(), self.output(), "the output of {:?}", self.geometry);
-        assert_eq!(db.len(), dy.shape().channels, "a bias for each channel");
-        let work = Shared((dy, db.as_mut_ptr()));
-        team.chunks(dy.shape().blocks(), 1, |_, from, to| {
-            let (dy, db) = work.get();
-            for block in from..to {
-                let sums = self.isa.run(Sums { dy, block });
-                let own = LANES.min(dy.shape().channels - block * LANES);
-                // SAFETY: the channels of this block, which is this piece's.
-                unsafe { db.add(block * LANES).copy_from_nonoverlapping(sums.as_ptr(), own) };
-            }
-        });
+        bias_gradient(team, self.isa, dy, db);
     }
+}
+
+/// Overwrites db `[O]`: the sums of dy [B, O, H, W] over pictures and places.
+///
+/// # Panics
+/// If `db` has another length.
+pub(super) fn bias_gradient(team: &Team, isa: Isa, dy: FeatureMap<'_>, db: &mut [f32]) {
+    assert_eq!(db.len(), dy.shape().channels, "a bias for each channel");
+    let work = Shared((dy, db.as_mut_ptr()));
+    team.chunks(dy.shape().blocks(), 1, |_, from, to| {
+        let (dy, db) = work.get();
+        for block in from..to {
+            let sums = isa.run(Sums { dy, block });
+            let own = LANES.min(dy.shape().channels - block * LANES);
+            // SAFETY: the channels of this block, which is this piece's.
+            unsafe { db.add(block * LANES).copy_from_nonoverlapping(sums.as_ptr(), own) };
+        }
+    });
 }
 
 /// Over pictures and places, row by row, so that the sums stay short.

@@ -59,6 +59,52 @@ pub fn add_channels(
     });
 }
 
+/// What a repetition of channels gives: dx [B, C, H, W] (+)= the sum over i of channels
+/// c · times + i of `dy` [B, C·times, H, W].
+///
+/// # Panics
+/// If shapes do not fit or the maps overlap.
+pub fn repeat_channels(
+    team: &Team,
+    dy: FeatureMap<'_>,
+    times: usize,
+    into: Accumulate,
+    dx: FeatureMap<'_>,
+) {
+    let (from, shape) = (dy.shape(), dx.shape());
+    assert_eq!(Shape { channels: shape.channels * times, ..shape }, from, "repeated channels");
+    assert!(!dx.overlaps(&dy), "the gradient overlaps the argument");
+    let rows = Rows::of(shape);
+    let len = shape.width * LANES * times;
+    let maps = Shared((dy, dx));
+    team.chunks(rows.count(), helping(team, rows.count(), len), |_, first, end| {
+        let (dy, dx) = maps.get();
+        for row in first..end {
+            let (image, block, y) = rows.at(row);
+            let to = dx.place(image, block, y as isize, 0);
+            for lane in 0..LANES {
+                let own = lane < shape.channels - block * LANES;
+                let channels = (block * LANES + lane) * times;
+                for place in (0..shape.width * LANES).step_by(LANES) {
+                    let repeats = channels..channels + if own { times } else { 0 };
+                    let value: f32 = repeats
+                        .map(|c| {
+                            let from = dy.place(image, c / LANES, y as isize, 0);
+                            // SAFETY: a lane of a place of this row of dy.
+                            unsafe { *from.add(place + c % LANES) }
+                        })
+                        .sum();
+                    // SAFETY: a lane of a place of a row of dx that no other thread has.
+                    unsafe {
+                        let to = to.add(place + lane);
+                        *to = if into == Accumulate::Add { *to + value } else { value };
+                    }
+                }
+            }
+        }
+    });
+}
+
 /// Of y = a · b: da (+)= dy · b.
 pub fn mul(
     team: &Team,

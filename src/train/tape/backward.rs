@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Convolution, Norm, Step, Work};
+use super::{Convolution, Depthwise, Norm, PatchAffine, Step, Work};
 use crate::nn::engine::Engine;
 use crate::ops::feature_map::{Buffer, FeatureMap};
 use crate::ops::gradient::accumulate::Accumulate;
 use crate::ops::gradient::batch_norm::{Backward, Relu};
 use crate::ops::gradient::place_softmax::place_softmax;
-use crate::ops::gradient::{cosine, elementwise, pooling, window_attention};
+use crate::ops::gradient::{cosine, elementwise, patch_attention, pooling, window_attention};
 use crate::ops::simd::LANES;
 use crate::train::parameters::Parameters;
 
@@ -48,6 +48,15 @@ impl Step {
                         conv.kernel.add_input_gradient(team, weights, dy, dx, scratch);
                     }
                     None => {}
+                }
+            }
+            Work::Depthwise(conv) => {
+                if conv.learned {
+                    conv.learn(engine, x, dy, learned)?;
+                }
+                if let Some(dx) = wanted[0] {
+                    let weights = parameters.get(&conv.weight)?;
+                    conv.kernel.input_gradient(team, weights, dy, dx, scratch);
                 }
             }
             Work::Norm(norm) => {
@@ -88,6 +97,24 @@ impl Step {
                         None => {}
                     }
                     first += channels;
+                }
+            }
+            Work::RepeatChannels { times } => {
+                each(&wanted, |into, dx| elementwise::repeat_channels(team, dy, *times, into, dx));
+            }
+            Work::PrototypeResidual(_) => bail!("a residual to prototypes has no way back"),
+            Work::PatchAttention { patch, scale } => {
+                let maps = [x, second(), from[2].map(buffers), dy];
+                let (how, wanted) = ((*patch, *scale), [wanted[0], wanted[1], wanted[2]]);
+                patch_attention::patch_attention(team, isa, maps, how, wanted, scratch);
+            }
+            Work::PatchAffine(own) => {
+                if own.learned {
+                    own.learn(engine, x, dy, learned)?;
+                }
+                if let Some(dx) = wanted[0] {
+                    let [weight, _] = own.numbers(parameters)?;
+                    own.kernel.input_gradient(team, weight, dy, dx, scratch);
                 }
             }
             Work::CosineProduct | Work::CosineDistance(_) => {
@@ -150,8 +177,11 @@ impl Convolution {
             return Ok(());
         };
         self.kernel.weight_gradient(team, x, dy, &mut own.weight_gradient, scratch);
+        let set = self.into == Accumulate::Set;
         let defined = of(learned, &self.weight)?;
-        defined.fill(0.0);
+        if set {
+            defined.fill(0.0);
+        }
         let row = own.weight_gradient.len() / own.source.len();
         for (from, &to) in own.weight_gradient.chunks_exact(row).zip(&own.source) {
             let defined = &mut defined[to * row..][..row];
@@ -160,9 +190,60 @@ impl Convolution {
         if let Some(bias) = &self.bias {
             self.kernel.bias_gradient(team, dy, &mut own.bias_gradient);
             let defined = of(learned, bias)?;
-            defined.fill(0.0);
+            if set {
+                defined.fill(0.0);
+            }
             own.bias_gradient.iter().zip(&own.source).for_each(|(value, &to)| defined[to] += value);
         }
+        Ok(())
+    }
+}
+
+impl Depthwise {
+    /// The gradients of weights and bias.
+    fn learn(
+        &mut self,
+        engine: &Engine,
+        x: FeatureMap<'_>,
+        dy: FeatureMap<'_>,
+        learned: &mut BTreeMap<String, Vec<f32>>,
+    ) -> Result<()> {
+        let team = &*engine.team;
+        let Some([weight, bias]) = &mut self.added else {
+            self.kernel.weight_gradient(team, x, dy, of(learned, &self.weight)?);
+            if let Some(bias) = &self.bias {
+                self.kernel.bias_gradient(team, dy, of(learned, bias)?);
+            }
+            return Ok(());
+        };
+        let add = |sums: &mut [f32], more: &[f32]| {
+            sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        };
+        self.kernel.weight_gradient(team, x, dy, weight);
+        add(of(learned, &self.weight)?, weight);
+        if let Some(name) = &self.bias {
+            self.kernel.bias_gradient(team, dy, bias);
+            add(of(learned, name)?, bias);
+        }
+        Ok(())
+    }
+}
+
+impl PatchAffine {
+    /// The gradients of scales and shifts.
+    fn learn(
+        &self,
+        engine: &Engine,
+        x: FeatureMap<'_>,
+        dy: FeatureMap<'_>,
+        learned: &mut BTreeMap<String, Vec<f32>>,
+    ) -> Result<()> {
+        let [weight, bias] = ["weight", "bias"].map(|kind| format!("{}.{kind}", self.name));
+        let mut dw = std::mem::take(of(learned, &weight)?);
+        let mut db = std::mem::take(of(learned, &bias)?);
+        self.kernel.gradients(&engine.team, x, dy, [&mut dw, &mut db]);
+        *of(learned, &weight)? = dw;
+        *of(learned, &bias)? = db;
         Ok(())
     }
 }

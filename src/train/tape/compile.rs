@@ -8,15 +8,23 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail, ensure};
 
 use super::memory::{Life, plan};
-use super::{Convolution, Norm, Output, OwnRows, Step, Tape, Training, Work};
+use super::{
+    Convolution, Depthwise, Norm, Output, OwnRows, PatchAffine, Residual, Step, Tape, Training,
+    Work,
+};
 use crate::nn::engine::Engine;
-use crate::nn::graph::{Graph, Op, Resample};
+use crate::nn::graph::{self, Graph, Op, Resample};
 use crate::ops::conv::Geometry;
+use crate::ops::depthwise::Window;
 use crate::ops::feature_map::{Buffer, Shape};
 use crate::ops::gradient::accumulate::Accumulate;
 use crate::ops::gradient::batch_norm::BatchNorm;
 use crate::ops::gradient::conv::TrainConv;
+use crate::ops::gradient::depthwise::TrainDepthwise;
+use crate::ops::gradient::patch_affine::TrainPatchAffine;
+use crate::ops::gradient::patch_attention;
 use crate::ops::gradient::upsample as upsample_gradient;
+use crate::ops::prototype_residual::Prototypes;
 use crate::ops::upsample::Upsample;
 use crate::ops::window_attention::logit_source;
 
@@ -76,7 +84,7 @@ impl Tape {
     /// A tape of `graph` for batches of `images`.
     ///
     /// # Errors
-    /// An operation whose gradient is not known here.
+    /// An operation whose gradient is not known here, or a tensor learned at places that can't share it.
     pub fn new(
         graph: &Graph,
         images: usize,
@@ -105,6 +113,26 @@ impl Tape {
             }
         }
         let has_gradient = |node: usize| learned[node] && needed[node];
+        // The way back comes to the last user of a tensor first.
+        let mut last_user: BTreeMap<&str, usize> = BTreeMap::new();
+        for (step, group) in groups.iter().enumerate() {
+            let node = &graph.nodes()[group.head];
+            if let Op::PrototypeResidual { name, .. } = &node.op {
+                ensure!(
+                    !learned[group.from[0]],
+                    "features that are compared with {name} are learned; prototypes are of frozen ones"
+                );
+            }
+            let Some(name) = compiler.learned(group.head).filter(|_| has_gradient(group.tail))
+            else {
+                continue;
+            };
+            let before = last_user.insert(name, step);
+            ensure!(
+                before.is_none() || matches!(node.op, Op::Conv(_)),
+                "{name} is learned at several places; only convolutions can share weights"
+            );
+        }
 
         let mut lives: BTreeMap<usize, Life> = BTreeMap::new();
         let mut gradient_lives: BTreeMap<usize, Life> = BTreeMap::new();
@@ -180,8 +208,11 @@ impl Tape {
         for (step, (group, accumulate)) in groups.iter().zip(steps_gradients).enumerate() {
             let backward = has_gradient(group.tail);
             let passes_on = accumulate.first().is_some_and(Option::is_some);
+            let first =
+                compiler.learned(group.head).is_none_or(|name| last_user.get(name) == Some(&step));
+            let into = if first { Accumulate::Set } else { Accumulate::Add };
             steps.push(Step {
-                work: compiler.work(group, backward, passes_on)?,
+                work: compiler.work(group, backward.then_some(into), passes_on)?,
                 from: group.from.iter().map(|from| value_at[from]).collect(),
                 to: value_at[&group.tail],
                 gradient: backward.then(|| gradient_at[&group.tail]),
@@ -247,35 +278,51 @@ impl Compiler<'_> {
 
     /// Whether the operation of this node has something to learn.
     fn learns(&self, node: usize) -> bool {
-        match &self.graph.nodes()[node].op {
-            Op::Conv(conv) => (self.training.learned)(&format!("{}.weight", conv.name)),
-            Op::BatchNorm { name } => (self.training.learned)(&format!("{name}.weight")),
-            _ => false,
-        }
+        self.learned(node).is_some()
+    }
+
+    /// The path of what the operation of this node learns, if it does.
+    fn learned(&self, node: usize) -> Option<&str> {
+        let name = match &self.graph.nodes()[node].op {
+            Op::Conv(conv) => &conv.name,
+            Op::BatchNorm { name } | Op::PatchAffine { name, .. } => name,
+            _ => return None,
+        };
+        (self.training.learned)(&format!("{name}.weight")).then_some(name)
     }
 
     /// Values that the gradients of a group are computed from.
     fn kept(&self, group: &Group) -> Vec<usize> {
         match &self.graph.nodes()[group.head].op {
-            Op::Conv(_) if self.learns(group.head) => group.from.clone(),
+            Op::Conv(_) | Op::PatchAffine { .. } if self.learns(group.head) => group.from.clone(),
             Op::BatchNorm { .. } => vec![group.from[0], group.tail],
             Op::Relu | Op::LeakyRelu { .. } | Op::Sigmoid | Op::PlaceSoftmax => vec![group.tail],
             Op::MaxPool => vec![group.from[0], group.tail],
-            Op::Mul | Op::CosineProduct | Op::CosineDistance(_) | Op::WindowAttention => {
-                group.from.clone()
-            }
+            Op::Mul
+            | Op::CosineProduct
+            | Op::CosineDistance(_)
+            | Op::PatchAttention { .. }
+            | Op::WindowAttention => group.from.clone(),
             _ => Vec::new(),
         }
     }
 
-    /// `backward`: a gradient comes; `passes_on`: the first argument wants one.
-    fn work(&self, group: &Group, backward: bool, passes_on: bool) -> Result<Work> {
+    /// `backward`: a gradient comes, and how those of what is learned come to the network's;
+    /// `passes_on`: the first argument wants one.
+    fn work(&self, group: &Group, backward: Option<Accumulate>, passes_on: bool) -> Result<Work> {
         let node = &self.graph.nodes()[group.head];
         let from = self.graph.nodes()[group.from[0]].dims;
         let size = ((from.height, from.width), (node.dims.height, node.dims.width));
+        let learned = backward.is_some() && self.learns(group.head);
+        let into = backward.unwrap_or(Accumulate::Set);
         Ok(match &node.op {
+            Op::Conv(conv) if conv.is_depthwise() => {
+                self.depthwise(conv, group, learned.then_some(into))?
+            }
             Op::Conv(conv) => {
                 let rows = self.logits.get(&group.head).cloned();
+                let shared =
+                    (learned && into == Accumulate::Add).then(|| (0..conv.c_out).collect());
                 let geometry = Geometry {
                     c_in: conv.c_in,
                     c_out: rows.as_ref().map_or(conv.c_out, Vec::len),
@@ -293,7 +340,7 @@ impl Compiler<'_> {
                     self.engine.team.threads(),
                     passes_on,
                 );
-                let own = rows.map(|source| OwnRows {
+                let own = rows.or(shared).map(|source: Vec<usize>| OwnRows {
                     weights: vec![0.0; kernel.weights_len()],
                     weight_gradient: vec![0.0; kernel.weights_len()],
                     bias: vec![0.0; source.len()],
@@ -303,7 +350,8 @@ impl Compiler<'_> {
                 Work::Conv(Box::new(Convolution {
                     weight: format!("{}.weight", conv.name),
                     bias: conv.bias.then(|| format!("{}.bias", conv.name)),
-                    learned: backward && self.learns(group.head),
+                    learned,
+                    into,
                     own,
                     kernel,
                 }))
@@ -311,7 +359,7 @@ impl Compiler<'_> {
             Op::BatchNorm { name } => Work::Norm(Box::new(Norm {
                 kernel: BatchNorm::new(self.engine.isa, self.shape(group.head)),
                 statistics: (self.training.statistics)(name),
-                learned: backward && self.learns(group.head),
+                learned,
                 relu: group.relu,
                 watched: None,
                 name: name.clone(),
@@ -333,12 +381,52 @@ impl Compiler<'_> {
                 upsample_gradient::Upsample::bilinear(size.0, size.1, *align),
             ),
             Op::Concat => Work::Concat,
+            Op::RepeatChannels { times } => Work::RepeatChannels { times: *times },
+            Op::PrototypeResidual { name, prototypes } => {
+                let graph::Dims { channels, height, width } = node.dims;
+                let prototypes = Prototypes::zeros(*prototypes, (channels, height, width));
+                Work::PrototypeResidual(Box::new(Residual { prototypes, name: name.clone() }))
+            }
+            Op::PatchAttention { patch, scale } => {
+                Work::PatchAttention { patch: *patch, scale: *scale }
+            }
+            Op::PatchAffine { name, patch } => Work::PatchAffine(Box::new(PatchAffine {
+                kernel: TrainPatchAffine::new(self.engine.isa, self.shape(group.head), *patch),
+                name: name.clone(),
+                learned,
+            })),
             Op::CosineProduct => Work::CosineProduct,
             Op::CosineDistance(rule) => Work::CosineDistance(*rule),
             Op::WindowAttention => Work::WindowAttention,
             Op::PlaceSoftmax => Work::PlaceSoftmax,
             op => bail!("{op:?} has no gradient here"),
         })
+    }
+
+    /// `learned`: how its gradients come to the network's.
+    fn depthwise(
+        &self,
+        conv: &graph::Conv,
+        group: &Group,
+        learned: Option<Accumulate>,
+    ) -> Result<Work> {
+        ensure!(
+            conv.dilation == 1,
+            "{}: a dilated depthwise convolution is not trained",
+            conv.name
+        );
+        let window = Window { kernel: conv.kernel, stride: conv.stride, padding: conv.padding };
+        let input = self.shape(group.from[0]);
+        let kernel = TrainDepthwise::new(self.engine.isa, window, input);
+        let added = (learned == Some(Accumulate::Add))
+            .then(|| [kernel.weights_len(), conv.c_out].map(|count| vec![0.0; count]));
+        Ok(Work::Depthwise(Box::new(Depthwise {
+            weight: format!("{}.weight", conv.name),
+            bias: conv.bias.then(|| format!("{}.bias", conv.name)),
+            learned: learned.is_some(),
+            added,
+            kernel,
+        })))
     }
 
     /// Zeros for each learned tensor.
@@ -355,6 +443,12 @@ impl Step {
     fn scratch_len(&self) -> usize {
         match &self.work {
             Work::Conv(conv) => conv.kernel.scratch_len(),
+            Work::Depthwise(conv) => conv.kernel.scratch_len(),
+            Work::PrototypeResidual(own) => own.prototypes.scratch_len(self.to.shape.images),
+            Work::PatchAttention { patch, .. } => {
+                patch_attention::scratch_len(self.to.shape, *patch)
+            }
+            Work::PatchAffine(own) => own.kernel.scratch_len(),
             _ => 0,
         }
     }
@@ -366,6 +460,12 @@ impl Work {
         match self {
             Work::Conv(conv) if conv.learned => {
                 [Some(conv.weight.clone()), conv.bias.clone()].into_iter().flatten().collect()
+            }
+            Work::Depthwise(conv) if conv.learned => {
+                [Some(conv.weight.clone()), conv.bias.clone()].into_iter().flatten().collect()
+            }
+            Work::PatchAffine(own) if own.learned => {
+                ["weight", "bias"].map(|kind| format!("{}.{kind}", own.name)).to_vec()
             }
             Work::Norm(norm) if norm.learned => {
                 ["weight", "bias"].map(|kind| format!("{}.{kind}", norm.name)).to_vec()
