@@ -21,7 +21,9 @@ import time
 from pathlib import Path
 
 STEPS, ROUNDS, WARM_UP = 6, 2, 2
-PHASES = ("ntsnet", "destseg student", "destseg segmentation", "mlff")
+PHASES = ("ntsnet", "destseg student", "destseg segmentation", "prn", "mlff")
+# Of each scale: a tenth of the good parts that PRN is given here, of some forty.
+PROTOTYPES = 4
 
 
 def main() -> None:
@@ -55,6 +57,7 @@ def inspectd(args, threads: int) -> dict[str, list[float]]:
         for system, losses in (("ntsnet", {"ntsnet": "level1"}),
                                ("destseg", {"destseg student": "level1",
                                             "destseg segmentation": "focal"}),
+                               ("prn", {"prn": "focal"}),
                                ("mlff", {"mlff": "feature"})):
             losses = {phase: loss for phase, loss in losses.items() if phase in args.phases}
             if not losses:
@@ -63,12 +66,14 @@ def inspectd(args, threads: int) -> dict[str, list[float]]:
             config = Path(folder) / f"{system}.toml"
             config.write_text(f"[destseg]\nstudent_steps = {STEPS + WARM_UP}\n"
                               f"segmentation_steps = {STEPS + WARM_UP}\n[ntsnet]\nepochs = 1\n"
-                              f"[mlff]\nsteps = {STEPS + WARM_UP}\n")
+                              f"[prn]\nepochs = 1\n[mlff]\nsteps = {STEPS + WARM_UP}\n")
             backbone = f"resnet50:{args.encoder}" if system == "mlff" else f"resnet18:{args.teacher}"
             subprocess.run(
                 [args.inspectd, "train", "--system", system, "--data", args.data, "--out", out,
                  "--backbone", backbone, "--source", args.source,
-                 "--batch", str(args.batch), "--threads", str(threads), "--config", config],
+                 "--batch", str(args.batch), "--threads", str(threads), "--config", config,
+                 # PRN's steps are long: few good parts, of which an epoch is short.
+                 "--holdout", "0.8" if system == "prn" else "0.2"],
                 check=True, capture_output=True)
             with open(f"{out}.training/losses.csv") as file:
                 rows = list(csv.DictReader(file))
@@ -126,6 +131,24 @@ def torch_step(args) -> list[float]:
         def loss():
             features, scores = network(xs)
             return mlff_loss(features, scores[:, 0], truth)
+    elif args.worker == "prn":
+        network = specmodels.PRN().train().to(memory_format=layout)
+        # Layer4 learns, with the batch's statistics.
+        for name, part in network.enc.named_children():
+            if name != "layer4":
+                part.eval().requires_grad_(False)
+        learned = [p for p in network.parameters() if p.requires_grad]
+        shapes = [(64, 64), (128, 32), (256, 16)]
+        prototypes = [torch.randn(PROTOTYPES, c, side, side).abs() for c, side in shapes]
+        # A half good parts, without anything anomalous.
+        truth = (torch.rand(args.batch, 1, 256, 256) > 0.9).float()
+        truth[:args.batch // 2] = 0
+
+        def loss():
+            said = network(xs, prototypes)
+            right = (truth * said + (1 - truth) * (1 - said)).clamp(1e-5, 1 - 1e-5)
+            focal = (-0.5 * (1 - right) ** 4 * right.log()).mean()
+            return F.smooth_l1_loss(said, truth) + 5 * focal
     else:
         student = specmodels.DestStudent().eval().to(memory_format=layout)
         segmentation = specmodels.DestSeg().train().to(memory_format=layout)
@@ -143,7 +166,10 @@ def torch_step(args) -> list[float]:
             focal = (-(1 - right) ** 4 * right.log().clamp(min=-100)).mean()
             return focal + (said - truth).abs().mean()
 
-    optimizer = torch.optim.SGD(learned, lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    if args.worker == "prn":
+        optimizer = torch.optim.Adam(learned, lr=1e-4, weight_decay=1e-2)
+    else:
+        optimizer = torch.optim.SGD(learned, lr=1e-3, momentum=0.9, weight_decay=1e-4)
     times = []
     for _ in range(WARM_UP + STEPS):
         begun = time.perf_counter()
