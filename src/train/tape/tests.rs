@@ -211,6 +211,15 @@ fn the_student_of_ntsnet_learns_as_candle_says() {
     same_as_candle(&graph, 2, &training, 2, DEEP);
 }
 
+/// The pyramid's last batch norm with running statistics: with the batch's it would take away what the
+/// biases of its branches add to all places alike, and their gradients would be what rounding leaves.
+const ALL_TEXTURES: Training<'_> = Training {
+    learned: &|_| true,
+    statistics: &|name| {
+        if name == "ptfem.out.1" { Statistics::Running } else { Statistics::Batch }
+    },
+};
+
 /// Everything of the texture branch, small. No cosine lies so near to the edge of a level that a rounding
 /// would take it to the other side.
 #[test]
@@ -226,7 +235,7 @@ fn texture_statistics_learn_as_candle_says() {
         let sizes = Sizes { levels: 4, ..sizes };
         let pyramid = texture::pyramid(&mut g, both, "ptfem.", (17, &[1, 2, 4]), sizes);
         g.set_outputs(vec![enhanced, pyramid]);
-        same_as_candle(&g, 3, &ALL, threads, SMALL);
+        same_as_candle(&g, 3, &ALL_TEXTURES, threads, SMALL);
     }
 }
 
@@ -239,5 +248,5 @@ fn mlff_learns_as_candle_says() {
     };
     // Wider than high, so that the calibration's smallest map has more than one place.
     let graph = variant.graph(64, 128);
-    same_as_candle(&graph, 2, &ALL, 2, DEEP);
+    same_as_candle(&graph, 2, &ALL_TEXTURES, 2, DEEP);
 }
