@@ -206,19 +206,22 @@ fn what_is_learned_is_the_slope_of_the_weighted_losses() {
         let squares = gradients.values().flatten().map(|&slope| f64::from(slope).powi(2));
         let length = squares.sum::<f64>().sqrt();
         assert!(length > 0.0);
-        const STEP: f64 = 1e-3;
-        let [more, less] = [STEP, -STEP].map(|step| {
-            trainee.parameters = begun.clone();
-            for (name, gradient) in &gradients {
-                let values = trainee.parameters.get_mut(name).unwrap();
-                for (value, slope) in values.iter_mut().zip(gradient) {
-                    *value += (step * f64::from(*slope) / length) as f32;
+        let slope = |trainee: &mut Mlff, step: f64| {
+            let [more, less] = [step, -step].map(|step| {
+                trainee.parameters = begun.clone();
+                for (name, gradient) in &gradients {
+                    let values = trainee.parameters.get_mut(name).unwrap();
+                    for (value, slope) in values.iter_mut().zip(gradient) {
+                        *value += (step * f64::from(*slope) / length) as f32;
+                    }
                 }
-            }
-            run(&mut trainee)
-        });
-        let slope = (more - less) / (2.0 * STEP);
-        // Sums in f32 through twenty layers, and ReLUs that open on the way.
-        assert!((slope - length).abs() <= 0.03 * length, "{weights:?}: {slope}, not {length}");
+                run(trainee)
+            });
+            (more - less) / (2.0 * step)
+        };
+        // Hinges and ReLUs open on the way of a long step, of a short one rounding is left.
+        let slopes = [1e-3, 3e-4, 1e-4, 3e-5].map(|step| slope(&mut trainee, step));
+        let close = slopes.iter().any(|slope| (slope - length).abs() <= 0.02 * length);
+        assert!(close, "{weights:?}: {slopes:?}, not {length}");
     }
 }
