@@ -201,7 +201,8 @@ impl Variant {
     }
 
     /// As [`Variant::graph`], with a further output for each of [`Variant::quantised`]: the cosines
-    /// [1, h, w] of that map, for [`crate::ops::texture::reach`].
+    /// [1, h, w] of that map, for [`crate::ops::texture::reach`]. A loss that does not ask for them
+    /// has to write zeros to their gradients.
     pub fn graph_with_cosines(self, height: usize, width: usize) -> Graph {
         let mut g = self.graph(height, width);
         let nodes = g.nodes().iter().enumerate();

@@ -64,11 +64,13 @@ pub fn spread(cosines: &Tensor, d: &Tensor, rule: LevelRule) -> Result<Tensor> {
     Ok(spread.reshape((b, c, h, w))?)
 }
 
-/// L: `cosines` [R, K] → [R, N].
+/// L: `cosines` [R, K] → [R, N]. Of several places that hold a bound the first has its gradient:
+/// candle's minima and maxima would give all of it to each.
 fn values(cosines: &Tensor, levels: usize, rule: LevelRule) -> Result<Tensor> {
     let n = levels as f64;
-    let least = cosines.min_keepdim(1)?;
-    let range = (cosines.max_keepdim(1)? - &least)?; // [R, 1]
+    let least = cosines.gather(&cosines.argmin_keepdim(1)?, 1)?;
+    let most = cosines.gather(&cosines.argmax_keepdim(1)?, 1)?;
+    let range = (most - &least)?; // [R, 1]
     let counting = Tensor::arange(0u32, levels as u32, cosines.device())?.to_dtype(DType::F32)?;
     let counting = counting.unsqueeze(0)?; // [1, N]
     let values = match rule {

@@ -172,6 +172,16 @@ fn equal_cosines_are_counted_without_dividing_by_zero() {
 }
 
 #[test]
+fn of_equal_bounds_the_first_place_has_the_gradient() {
+    let cosines = Var::from_slice(&[0.25f32, 0.5, 0.25, 0.5], (1, 1, 2, 2), &Device::Cpu).unwrap();
+    let levels =
+        levels::counts(&cosines, 4, LevelRule::Reference).unwrap().narrow(1, 0, 1).unwrap();
+    let gradients = levels.sum_all().unwrap().backward().unwrap();
+    // Levels at an eighth, three, five and seven of the way.
+    assert_eq!(flat(gradients.get(&cosines).unwrap()), [2.0, 2.0, 0.0, 0.0]);
+}
+
+#[test]
 fn maximum_ignores_what_is_outside() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     for (h, w) in [(1, 1), (2, 2), (5, 4), (4, 5), (7, 9)] {
