@@ -165,7 +165,8 @@ pub fn load(spec: &BackboneSpec, last_layer: usize) -> Result<Backbone> {
 pub fn load_deepest(spec: &BackboneSpec, last_layer: usize) -> Result<Backbone> {
     let BackboneSpec::ResNet { depth, weights } = spec else { return load(spec, 3) };
     let weights = Weights::open(weights)?;
-    let has = |layer: &usize| weights.names().any(|name| name.starts_with(&format!("layer{layer}.")));
+    let has =
+        |layer: &usize| weights.names().any(|name| name.starts_with(&format!("layer{layer}.")));
     let deepest = (1..=last_layer).rev().find(has).unwrap_or(last_layer);
     Backbone::resnet(*depth, deepest, &weights)
 }

@@ -32,8 +32,7 @@ pub fn weighted_focal(probabilities: &[f32], truth: &[bool], alpha: f64, gamma: 
             if anomalous { (y, 1.0, alpha) } else { (1.0 - y, -1.0, 1.0 - alpha) };
         let held = p.clamp(LEAST, 1.0 - LEAST);
         let (missing, log) = (1.0 - held, held.ln());
-        let by_p =
-            f64::from(gamma) * missing.powi(gamma - 1) * log - missing.powi(gamma) / held;
+        let by_p = f64::from(gamma) * missing.powi(gamma - 1) * log - missing.powi(gamma) / held;
         // Where it is held it has no slope.
         let slope = if held == p { sign * weight * by_p / n } else { 0.0 };
         (-weight * missing.powi(gamma) * log, slope)
@@ -127,8 +126,7 @@ mod tests {
         let smooth = smooth_l1(&probabilities, &truth, 1.0);
         let focal = weighted_focal(&probabilities, &truth, 0.5, 4);
         let total = smooth.clone().plus(&focal.clone().times(5.0));
-        let close =
-            |got: f64, want: f32| (got - f64::from(want)).abs() <= 1e-6 + 1e-4 * got.abs();
+        let close = |got: f64, want: f32| (got - f64::from(want)).abs() <= 1e-6 + 1e-4 * got.abs();
         for (name, loss) in [("smooth_l1", &smooth), ("focal", &focal), ("total", &total)] {
             assert!(close(loss.value, flat(&vector.expected(name))[0]), "{name} {}", loss.value);
         }

@@ -38,7 +38,9 @@ pub fn mixed(synthesizer: &Synthesizer, members: &[Member]) -> Result<Mixed> {
     (pictures.par_chunks_mut(3 * places).zip(truth.par_chunks_mut(places)).zip(members))
         .try_for_each(|((values, truth), member)| -> Result<()> {
             let image = match member {
-                Member::Good(index) => ConvertBuffer::<Rgb32FImage>::convert(&*normals.get(*index)?),
+                Member::Good(index) => {
+                    ConvertBuffer::<Rgb32FImage>::convert(&*normals.get(*index)?)
+                }
                 Member::Anomalous(choice) => {
                     let made = synthesizer.make(choice)?;
                     truth.copy_from_slice(&made.mask.inside);

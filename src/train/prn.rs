@@ -255,8 +255,8 @@ fn members(
     let count = synthesizer.stock().normals.len();
     let goods = pictures_around(step, config.batch / 2, count, seed);
     let anomalies = kinds.of_batch(config.batch).into_iter().zip(0..);
-    let anomalies = anomalies
-        .map(|(kind, place)| Member::Anomalous(synthesizer.choose(kind, step, place)));
+    let anomalies =
+        anomalies.map(|(kind, place)| Member::Anomalous(synthesizer.choose(kind, step, place)));
     goods.into_iter().map(Member::Good).chain(anomalies).collect()
 }
 

@@ -118,7 +118,7 @@ fn the_papers_network_learns() {
     let paths = category(folder.path(), 2, 0);
     let network = Variant { attention: true, ..small().network };
     let trainee = new(Config { network, ..small() }, &paths, vec![seen()]);
-    let learned = [OUT, LAYER4, LAYER4_MEAN, "msa.0.0.c1.weight", "mf_d.01.0.weight"];
+    let learned = [OUT, LAYER4, LAYER4_MEAN, "msa.0.0.c1.weight", "mf_d.f.01.0.weight"];
     learns_a_step(trainee, "whole", &learned, &[PROTOTYPES, LAYER3]);
 }
 
@@ -150,10 +150,7 @@ fn every_ablation_learns() {
     const OF_RESNET: &[&str] = &[PROTOTYPES, "enc.layer3.1.conv2.weight", "enc.bn1.running_mean"];
     const WITH_LAYER4: &[&str] = &[PROTOTYPES, "enc.bn1.running_mean", LAYER4, LAYER4_MEAN];
     let cases = [
-        Case {
-            frozen: &[LAYER3],
-            ..case("no prototypes", network(|n| n.prototypes = false))
-        },
+        Case { frozen: &[LAYER3], ..case("no prototypes", network(|n| n.prototypes = false)) },
         case("no fusion", network(|n| n.fusion = false)),
         case("no extended", anomalies(|a| a.extended = false)),
         case("no heterogeneous", anomalies(|a| a.heterogeneous = false)),
@@ -255,8 +252,7 @@ fn an_interrupted_run_of_prn_ends_as_one_that_was_not() {
 fn extended_anomalies_alone_want_a_defect() {
     let folder = tempfile::tempdir().unwrap();
     let paths = category(folder.path(), 2, 0);
-    let anomalies =
-        Anomalies { heterogeneous: false, homogeneous: false, ..Anomalies::default() };
+    let anomalies = Anomalies { heterogeneous: false, homogeneous: false, ..Anomalies::default() };
     let encoder = nn::load(&BackboneSpec::Compact, 3).unwrap();
     let config = Config { anomalies, ..small() };
     let error = attempt(config, &encoder, &paths, Vec::new()).err().unwrap().to_string();
@@ -271,10 +267,12 @@ fn a_trained_prn_is_sealed_and_its_defects_are_not_tested_with() {
     let out = folder.path().join("prn.bundle");
     let place = out.display().to_string();
     let file = folder.path().join("prn.toml");
-    std::fs::write(&file, "[prn]\nprototype_ratio = 0.5\n[prn.network]\nattention = false\n").unwrap();
+    std::fs::write(&file, "[prn]\nprototype_ratio = 0.5\n[prn.network]\nattention = false\n")
+        .unwrap();
     let config = file.display().to_string();
     let args = |seen: &'static str| {
-        let all = ["train", "--system", "prn", "--data", &data, "--out", &place, "--config", &config];
+        let all =
+            ["train", "--system", "prn", "--data", &data, "--out", &place, "--config", &config];
         let more = ["--size", "128", "--batch", "4", "--steps", "1", "--holdout", "0.25"];
         let rest = ["--threads", "2", "--seen", seen];
         [&all[..], &more[..], &rest[..]].concat().iter().map(|s| s.to_string()).collect::<Vec<_>>()

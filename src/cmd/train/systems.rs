@@ -193,7 +193,9 @@ fn prn(given: Given<'_>) -> Result<Prepared> {
     let names: Vec<String> = drawn.into_iter().map(|sample| sample.name).collect();
     match names.len() {
         0 => println!("no defect is learned from, but those that are made up"),
-        count => println!("{count} defects are learned from, and left out by eval: {}", names.join(", ")),
+        count => {
+            println!("{count} defects are learned from, and left out by eval: {}", names.join(", "))
+        }
     }
     if backbone.channels().len() <= teacher::LEVELS {
         println!("the backbone ends with layer3: layer4 begins drawn");

@@ -137,9 +137,8 @@ fn a_batch_is_that_of_its_step_whatever_the_threads() {
 
 #[test]
 fn a_share_of_good_parts_is_rounded_down_and_is_never_none() {
-    let of = |prototype_ratio, goods| {
-        Config { prototype_ratio, ..Config::default() }.prototypes(goods)
-    };
+    let of =
+        |prototype_ratio, goods| Config { prototype_ratio, ..Config::default() }.prototypes(goods);
     assert_eq!(of(0.1, 391), [39; 3]);
     assert_eq!(of(0.1, 3), [1; 3]);
     // 28.999999999999996 in f64.
@@ -156,7 +155,7 @@ fn what_stays_as_it_is() {
         ("enc.layer3.1.bn2", true, true),
         ("enc.layer4.0.conv1.weight", false, true),
         ("prototypes.2", true, true),
-        ("mf_f.01.0.weight", false, false),
+        ("mf_f.f.01.0.weight", false, false),
         ("out.bias", false, false),
     ] {
         assert_eq!(is_frozen(name, Layer4::Trained), trained, "{name}");
@@ -202,5 +201,7 @@ fn a_config_says_itself_again() {
     let text = toml::to_string(&config).unwrap();
     assert!(text.contains("optimizer = \"adam_w\""), "{text}");
     assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
-    assert!(!config.made_up().simulated.target_area.on && !config.made_up().extended.target_area.on);
+    assert!(
+        !config.made_up().simulated.target_area.on && !config.made_up().extended.target_area.on
+    );
 }
