@@ -118,7 +118,7 @@ fn the_papers_network_learns() {
     let paths = category(folder.path(), 2, 0);
     let network = Variant { attention: true, ..small().network };
     let trainee = new(Config { network, ..small() }, &paths, vec![seen()]);
-    let learned = [OUT, LAYER4, LAYER4_MEAN, "msa.0.0.c1.weight", "mf_d.01.0.weight"];
+    let learned = [OUT, LAYER4, LAYER4_MEAN, "msa.0.0.c1.weight", "mf_d.f.01.0.weight"];
     learns_a_step(trainee, "whole", &learned, &[PROTOTYPES, LAYER3]);
 }
 

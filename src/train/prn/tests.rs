@@ -155,7 +155,7 @@ fn what_stays_as_it_is() {
         ("enc.layer3.1.bn2", true, true),
         ("enc.layer4.0.conv1.weight", false, true),
         ("prototypes.2", true, true),
-        ("mf_f.01.0.weight", false, false),
+        ("mf_f.f.01.0.weight", false, false),
         ("out.bias", false, false),
     ] {
         assert_eq!(is_frozen(name, Layer4::Trained), trained, "{name}");
