@@ -632,7 +632,8 @@ mod tests {
             ..paper
         };
         let bare = prn::Variant { prototypes: false, attention: false, fusion: false, ..paper };
-        for (name, variant) in [("prn", paper), ("prn, other options", other), ("prn, bare", bare)] {
+        for (name, variant) in [("prn", paper), ("prn, other options", other), ("prn, bare", bare)]
+        {
             let graph = variant.graph(128, [3; 3]);
             let wanted = Wanted::with(&graph, tame(&graph));
             let middling = |x: &&f32| (0.05..0.95).contains(*x);

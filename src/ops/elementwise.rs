@@ -268,6 +268,25 @@ mod tests {
     }
 
     #[test]
+    fn channels_are_repeated_one_by_one() {
+        for (times, shape) in [1, 2, 3, 4].into_iter().flat_map(|n| shapes().map(move |s| (n, s))) {
+            let wide = Shape { channels: shape.channels * times, ..shape };
+            let (x, values) = filled(shape, 5);
+            // Past the last channel anything may stand.
+            for c in shape.channels..shape.blocks() * LANES {
+                x.map(shape, 0).set(0, c, 0, 0, 9.0);
+            }
+            let planes = values.chunks(shape.places());
+            let want: Vec<f32> = planes.flat_map(|plane| plane.repeat(times)).collect();
+            everywhere(|team, _| {
+                let out = used(wide);
+                repeat_channels(team, x.map(shape, 0), out.map(wide, 0), times);
+                assert_holds(out.map(wide, 0), &want, (0.0, 0.0), "repeated");
+            });
+        }
+    }
+
+    #[test]
     fn sigmoid_equals_its_scalar_twin() {
         let shape = Shape::new(2, 32, 3, 5);
         let (x, values) = filled(shape, 4);

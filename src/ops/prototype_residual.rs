@@ -325,6 +325,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_again_counts() {
+        let shape = (17, 3, 5);
+        let (first, second) = (wave(4 * 17 * 15, 0.3), wave(4 * 17 * 15, 1.9));
+        let mut prototypes = Prototypes::new(&first, 4, shape);
+        prototypes.write(&second);
+        let x = wave(17 * 15, 2.1);
+        let want = run(Isa::Portable, 1, &Prototypes::new(&second, 4, shape), &x);
+        assert_eq!(run(Isa::Portable, 1, &prototypes, &x), want);
+        assert_ne!(run(Isa::Portable, 1, &Prototypes::new(&first, 4, shape), &x), want);
+    }
+
+    #[test]
     fn a_nan_shows() {
         let prototypes = Prototypes::new(&wave(3 * 64, 0.0), 3, (16, 2, 2));
         let mut x = wave(64, 1.0);

@@ -91,11 +91,13 @@ fn prototype_residuals_equal_the_vector() {
         let mut g = Graph::default();
         let xs = g.input(dims_of(&features));
         let out = g.prototype_residual(xs, "prototypes", prototypes.dim(0).unwrap());
-        g.set_outputs(vec![out]);
+        let squared = g.mul(out, out);
+        g.set_outputs(vec![out, squared]);
         let tensors = [("prototypes".to_owned(), prototypes)].into();
         let weights = Weights::from_tensors("vector", tensors).unwrap();
         let got = run_on(&g, &weights, &[features]).unwrap();
         vector.assert_close(&format!("res_abs{scale}"), &got[0]);
+        vector.assert_close(&format!("res_sq{scale}"), &got[1]);
     }
 }
 

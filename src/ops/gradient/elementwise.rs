@@ -82,22 +82,20 @@ pub fn repeat_channels(
         for row in first..end {
             let (image, block, y) = rows.at(row);
             let to = dx.place(image, block, y as isize, 0);
+            let own = (shape.channels - block * LANES).min(LANES);
             for lane in 0..LANES {
-                let own = lane < shape.channels - block * LANES;
-                let channels = (block * LANES + lane) * times;
-                for place in (0..shape.width * LANES).step_by(LANES) {
-                    let repeats = channels..channels + if own { times } else { 0 };
-                    let value: f32 = repeats
-                        .map(|c| {
-                            let from = dy.place(image, c / LANES, y as isize, 0);
-                            // SAFETY: a lane of a place of this row of dy.
-                            unsafe { *from.add(place + c % LANES) }
-                        })
-                        .sum();
-                    // SAFETY: a lane of a place of a row of dx that no other thread has.
-                    unsafe {
-                        let to = to.add(place + lane);
-                        *to = if into == Accumulate::Add { *to + value } else { value };
+                // Lanes past C have no channels, and zero as their sum.
+                for i in 0..if lane < own { times } else { 1 } {
+                    let c = (block * LANES + lane.min(own - 1)) * times + i;
+                    let from = dy.place(image, c / LANES, y as isize, 0).wrapping_add(c % LANES);
+                    for place in (0..shape.width * LANES).step_by(LANES) {
+                        // SAFETY: a lane of a place of a row of dy, and of a row of dx that no other
+                        // thread has.
+                        unsafe {
+                            let to = to.add(place + lane);
+                            let before = if i == 0 && into == Accumulate::Set { 0.0 } else { *to };
+                            *to = before + if lane < own { *from.add(place) } else { 0.0 };
+                        }
                     }
                 }
             }
@@ -358,6 +356,31 @@ mod tests {
             assert_eq!(dx.get(0, 3, 0, 0), 77.0);
             assert!(dx.get(0, 4, 0, 1).is_nan());
         });
+    }
+
+    #[test]
+    fn repeated_channels_give_the_sum_of_their_gradients() {
+        for (times, (b, c, h, w)) in
+            [(1, (1, 16, 4, 4)), (2, (3, 21, 5, 7)), (4, (1, 40, 1, 1)), (3, (2, 7, 3, 2))]
+        {
+            let (shape, wide) = (Shape::new(b, c, h, w), Shape::new(b, c * times, h, w));
+            let (dy, values) = filled(wide, 6);
+            let mut want = vec![0.0; b * c * h * w];
+            for (plane, values) in values.chunks(h * w).enumerate() {
+                let to = &mut want[plane / times * h * w..][..h * w];
+                to.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+            }
+            everywhere(|team, _| {
+                let dx = used(shape);
+                let dx = dx.map(shape, 0);
+                repeat_channels(team, dy.map(wide, 0), times, Accumulate::Set, dx);
+                // Summed in the same order.
+                assert_holds(dx, &want, (0.0, 0.0), "repeated");
+                repeat_channels(team, dy.map(wide, 0), times, Accumulate::Add, dx);
+                let twice: Vec<f32> = want.iter().map(|x| x + x).collect();
+                assert_holds(dx, &twice, (1e-6, 0.0), "repeated, added");
+            });
+        }
     }
 
     #[test]
