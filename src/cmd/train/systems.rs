@@ -57,6 +57,9 @@ pub struct Given<'a> {
     pub engine: &'a Engine,
 }
 
+/// What a person should know of a step's figures, if anything.
+pub type Advice = dyn Fn(&Losses) -> Option<String>;
+
 /// A system ready for its first step.
 pub struct Prepared {
     pub trainee: Box<dyn Trainee>,
@@ -66,7 +69,7 @@ pub struct Prepared {
     /// Defects of the test set that are learned from.
     pub seen_anomalies: Vec<String>,
     /// A sentence for a person where the figures of a step say that training goes astray.
-    pub advice: Box<dyn Fn(&Losses) -> Option<String>>,
+    pub advice: Box<Advice>,
 }
 
 impl FromStr for Word {
