@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::nn::engine;
-use crate::output::modbus;
+use crate::output::{modbus, s7};
 use crate::{archive, camera, ledger, pipeline, tracker, verdict};
 
 /// The whole file.
@@ -59,6 +59,7 @@ pub struct Camera {
 #[serde(deny_unknown_fields)]
 pub struct Output {
     pub modbus: Option<modbus::Config>,
+    pub s7: Option<s7::Config>,
 }
 
 impl Config {
@@ -117,6 +118,9 @@ impl Config {
         }
         if let Some(modbus) = &self.output.modbus {
             modbus.check()?;
+        }
+        if let Some(s7) = &self.output.s7 {
+            s7.check()?;
         }
         if self.cameras.is_empty() {
             bail!("there is no [[camera]]; a line needs at least one");

@@ -13,6 +13,8 @@ use crate::verdict::{Cause, Region, Verdict};
 
 pub mod log;
 pub mod modbus;
+mod registers;
+pub mod s7;
 
 /// The end of a part's way: its one verdict and what an engineer wants to know about it.
 #[derive(Clone, Debug)]
@@ -129,7 +131,7 @@ pub struct LineStatus {
 }
 
 /// Work that a wire does on a thread of its own (serving sockets). Runs until `stop` is set, which
-/// it looks at at least every 100 ms, and then for at most half a second, for the PLC to read what
+/// it looks at at least every half second, and then for at most half a second, for the PLC to read what
 /// came last. Marks its progress each turn.
 pub type Service = Box<dyn FnOnce(&AtomicBool, &Progress) + Send>;
 

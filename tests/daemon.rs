@@ -306,7 +306,7 @@ fn kill_9_and_restart_lose_and_double_nothing() {
 /// A line as a plant has it: pictures as a camera, a PLC that polls, the daemon stopped in order.
 #[test]
 fn a_plc_reads_every_verdict_once() {
-    let Some(python) = peers::python_with_pymodbus() else { return };
+    let Some(python) = peers::python_with("pymodbus") else { return };
     let plant = Plant::new(20);
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let wire = format!("output = {{ modbus = {{ listen = '127.0.0.1:{port}' }} }}");

@@ -21,10 +21,10 @@ use inspectd::train::distance_loss::Reduction;
 use inspectd::train::parameters::{Parameters, Start};
 use inspectd::train::{self, Budget, Trainee, destseg, ntsnet};
 
-#[path = "train/prn.rs"]
-mod prn;
 #[path = "train/mlff.rs"]
 mod mlff;
+#[path = "train/prn.rs"]
+mod prn;
 
 const INPUT: Input = Input { width: 64, height: 64 };
 

@@ -21,6 +21,7 @@ use inspectd::nn::engine::Engine;
 use inspectd::output::RejectOutput;
 use inspectd::output::log::LogOutput;
 use inspectd::output::modbus::Modbus;
+use inspectd::output::s7::S7;
 use inspectd::pipeline::{self, CameraSlot, Parts, Report, Running, Tuning, now};
 use inspectd::telemetry::Watchdog;
 use inspectd::tracker::{Load, Timing};
@@ -126,6 +127,10 @@ impl Line {
             let modbus = Modbus::bind(modbus)?;
             log::info!("wire_up wire=modbus listen={}", modbus.local_addr());
             wires.push(Box::new(modbus));
+        }
+        if let Some(s7) = &config.output.s7 {
+            wires.push(Box::new(S7::new(s7)?));
+            log::info!("wire_up wire=s7 plc={}:{} db={}", s7.address, s7.port, s7.db);
         }
         wires.extend(outputs);
         wires.push(Box::new(LogOutput::default()));

@@ -22,16 +22,15 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use serde::Deserialize;
 
+use super::registers::{Beat, Entry, Image, Limits, NEWS, News};
 use super::{LineStatus, Outcome, RejectOutput, Service};
 use crate::journal::plain;
 use crate::telemetry::Progress;
 use protocol::{FRAME_BYTES, Framing};
-use registers::{Beat, Entry, Image, Limits};
 
 mod protocol;
-mod registers;
 
-pub use registers::map;
+pub use super::registers::map;
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -192,14 +191,6 @@ impl RejectOutput for Modbus {
     }
 }
 
-/// Results and beats on their way to the wire: full only if the wire stands still for many seconds.
-const NEWS: usize = 1024;
-
-enum News {
-    Result(Entry),
-    Beat(Beat),
-}
-
 const WAKER: Token = Token(0);
 
 const FIRST_CLIENT: usize = WAKER.0 + 1;
@@ -283,12 +274,7 @@ impl Server {
 
     fn take_news(&mut self, now: Instant) {
         self.image.missed(self.missed.swap(0, Ordering::Relaxed));
-        for news in self.inbox.try_iter() {
-            match news {
-                News::Result(entry) => self.image.publish(entry),
-                News::Beat(beat) => self.image.beat(beat, now),
-            }
-        }
+        self.inbox.try_iter().for_each(|news| self.image.take(news, now));
     }
 
     fn accept(&mut self, now: Instant) {

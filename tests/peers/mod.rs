@@ -2,12 +2,12 @@
 
 use std::process::{Command, Stdio};
 
-/// A Python that has pymodbus: `INSPECTD_PYTHON`, else `python3`. `None` with a clear word where
+/// A Python that has `module`: `INSPECTD_PYTHON`, else `python3`. `None` with a clear word where
 /// there is none; with `INSPECTD_REQUIRE_PEERS` set its absence fails.
-pub fn python_with_pymodbus() -> Option<String> {
+pub fn python_with(module: &str) -> Option<String> {
     let python = std::env::var("INSPECTD_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let found = Command::new(&python)
-        .args(["-c", "import pymodbus"])
+        .args(["-c", &format!("import {module}")])
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
@@ -16,9 +16,9 @@ pub fn python_with_pymodbus() -> Option<String> {
     }
     assert!(
         std::env::var_os("INSPECTD_REQUIRE_PEERS").is_none(),
-        "{python} can't import pymodbus though it was promised; pip install pymodbus==3.16.1 and \
-         set INSPECTD_PYTHON"
+        "{python} can't import {module} though it was promised; pip install pymodbus==3.16.1 \
+         python-snap7==3.3.0 and set INSPECTD_PYTHON"
     );
-    println!("SKIPPED: {python} can't import pymodbus");
+    println!("SKIPPED: {python} can't import {module}");
     None
 }

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use super::registers::{Exception, Image};
+use crate::output::registers::{Exception, Image};
 
 /// Transaction, protocol, length, unit.
 pub(super) const HEADER_BYTES: usize = 7;
@@ -152,7 +152,7 @@ mod tests {
     use rmodbus::{ModbusProto, client::ModbusRequest};
 
     use super::*;
-    use crate::output::modbus::registers::{Limits, map};
+    use crate::output::registers::{Limits, map};
 
     fn image() -> Image {
         Image::new(Limits::default())

@@ -1,70 +1,22 @@
 //! The Modbus wire against a client that we did not write: pymodbus plays the PLC.
-#![allow(clippy::unwrap_used)]
-
-mod peers;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
+use std::time::Duration;
 
-use inspectd::frame::{FrameId, PartId};
+use inspectd::output::RejectOutput;
 use inspectd::output::modbus::{Config, Modbus};
-use inspectd::output::{LineState, LineStatus, Outcome, RejectOutput, Tally};
 use inspectd::telemetry::Progress;
-use inspectd::verdict::{Cause, Region, Verdict};
 
-use peers::python_with_pymodbus;
-
-/// What the peer expects of the nth part, counted from 1.
-fn outcome(nth: u64) -> Outcome {
-    let verdict = match nth {
-        nth if nth.is_multiple_of(5) => Verdict::Reject(Cause::Anomaly),
-        nth if nth.is_multiple_of(7) => Verdict::Reject(Cause::TooLate),
-        _ => Verdict::Accept,
-    };
-    let scored = verdict != Verdict::Reject(Cause::TooLate);
-    Outcome {
-        part: PartId((1 << 40) + nth),
-        frame: FrameId { camera: 4, seq: nth },
-        camera: Arc::from("left"),
-        name: Arc::from("1.png"),
-        verdict,
-        score: scored.then_some(nth as f32 / 8.0),
-        threshold: Some(2.5),
-        region: scored.then_some(Region { x: nth as u32, y: 70_000, width: 30, height: 40 }),
-        latency: Duration::from_micros(100_000 + nth),
-        triggered_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_777_000_000_000 + nth),
-        image: None,
-        reason: None,
-        truth: None,
-    }
-}
-
-fn status() -> LineStatus {
-    LineStatus {
-        state: LineState::ContinuousExecution,
-        epoch: 70_001,
-        tally: Tally { triggers: (1 << 35) + 1, ..Tally::default() },
-        late_verdicts: 0,
-        cameras_up: vec![true, false],
-        evidence_lost: false,
-    }
-}
-
-struct SetAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for SetAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
+use super::peers::python_with;
+use super::{SetAtEnd, outcome, status};
 
 #[test]
 fn pymodbus_reads_what_the_plc_is_promised() {
-    let Some(python) = python_with_pymodbus() else { return };
+    let Some(python) = python_with("pymodbus") else { return };
     // The peer sees it fresh after one write, however slow the machine.
     let plc_heartbeat_ms = 5000;
     let listen = (Ipv4Addr::LOCALHOST, 0).into();

@@ -1,6 +1,6 @@
-//! The register image a PLC reads, and the ring of the last verdicts, apart from any socket. The
-//! map is explained for PLC programmers in `docs/plc.md`; numbers of more than one register come
-//! high word first.
+//! The register image a PLC reads, and the ring of the last verdicts, apart from any socket: Modbus
+//! serves it, S7 writes it into a data block. The map is explained for PLC programmers in
+//! `docs/plc.md`; numbers of more than one register come high word first.
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ pub mod map {
     pub const CONTROL: u16 = 0;
     pub const PLC_HEARTBEAT: u16 = 1;
     pub const ACKNOWLEDGE: u16 = 2;
-    pub(in crate::output::modbus) const WRITABLE: u16 = 3;
+    pub(in crate::output) const WRITABLE: u16 = 3;
 
     /// From here on read only.
     pub const MAP_VERSION: u16 = 100;
@@ -42,7 +42,7 @@ pub mod map {
     pub const OVERRUNS: u16 = 172;
     /// u64 each, at `4 * (cause - 1)` from here; room for 16 causes.
     pub const CAUSES: u16 = 176;
-    pub(in crate::output::modbus) const STATUS_END: u16 = 240;
+    pub(in crate::output) const STATUS_END: u16 = 240;
 
     pub const RING: u16 = 1000;
     /// Registers of one entry.
@@ -214,6 +214,15 @@ impl Beat {
     }
 }
 
+/// Results and beats on their way from the output thread to a wire's own.
+pub(super) enum News {
+    Result(Entry),
+    Beat(Beat),
+}
+
+/// How many may be on their way: full only if the wire stands still for many seconds.
+pub(super) const NEWS: usize = 1024;
+
 /// All registers. What depends on time is worked out when it is read, so that nothing has to run
 /// for a standstill to show.
 pub(super) struct Image {
@@ -265,6 +274,19 @@ impl Image {
         entry.put(map::SEQ_COPY, &[seq]);
         entry.put(map::ENTRY_EPOCH, &pair(self.beat.map_or(0, |(beat, _)| beat.epoch)));
         self.ring[slot] = entry;
+    }
+
+    /// What came over from the output thread.
+    pub fn take(&mut self, news: News, now: Instant) {
+        match news {
+            News::Result(entry) => self.publish(entry),
+            News::Beat(beat) => self.beat(beat, now),
+        }
+    }
+
+    /// Results ever published.
+    pub fn published(&self) -> u64 {
+        self.published
     }
 
     /// `count` results can no longer be read, or never could.
