@@ -22,14 +22,14 @@ use serde::Deserialize;
 use crate::detector::Detection;
 use crate::frame::Frame;
 use crate::journal::rfc3339;
-use crate::output::Outcome;
+use crate::output::{Outcome, Recorded};
 use crate::picture::{self, overlay};
 use crate::verdict::Verdict;
 
 mod read;
 mod stock;
 
-pub use read::{Recorded, Recordings, Word, read};
+pub use read::{Recordings, read};
 
 use stock::{Kind, Stock, on_disk};
 
@@ -251,25 +251,8 @@ fn map_overlay(evidence: &Evidence, frame: &Frame) -> Result<Option<Vec<u8>>> {
 }
 
 fn json_line(outcome: &Outcome, has_picture: bool) -> Result<String> {
-    let cause = match outcome.verdict {
-        Verdict::Accept => None,
-        Verdict::Reject(cause) => Some(cause),
-    };
-    let line = Recorded {
-        time: rfc3339(outcome.triggered_at),
-        part: outcome.part.0,
-        camera: outcome.camera.to_string(),
-        name: outcome.name.to_string(),
-        verdict: if cause.is_none() { Word::Accept } else { Word::Reject },
-        cause,
-        reason: outcome.reason.as_deref().map(str::to_owned),
-        score: outcome.score.filter(|score| score.is_finite()),
-        threshold: outcome.threshold,
-        region: outcome.region,
-        latency_ms: (outcome.latency.as_secs_f64() * 1e6).round() / 1e3,
-        image: has_picture.then(|| Archive::picture_path(outcome).display().to_string()),
-    };
-    Ok(serde_json::to_string(&line)? + "\n")
+    let image = has_picture.then(|| Archive::picture_path(outcome).display().to_string());
+    Ok(serde_json::to_string(&Recorded::of(outcome, image))? + "\n")
 }
 
 /// `2026-05-04`, UTC.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::nn::engine;
-use crate::output::{modbus, s7};
+use crate::output::{modbus, mqtt, s7};
 use crate::{archive, camera, ledger, pipeline, tracker, verdict};
 
 /// The whole file.
@@ -60,6 +60,7 @@ pub struct Camera {
 pub struct Output {
     pub modbus: Option<modbus::Config>,
     pub s7: Option<s7::Config>,
+    pub mqtt: Option<mqtt::Config>,
 }
 
 impl Config {
@@ -107,6 +108,9 @@ impl Config {
         if let Some(archive) = &mut self.archive {
             place(&mut archive.folder);
         }
+        if let Some(mqtt) = &mut self.output.mqtt {
+            mqtt.password_file.as_mut().map(place);
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -121,6 +125,9 @@ impl Config {
         }
         if let Some(s7) = &self.output.s7 {
             s7.check()?;
+        }
+        if let Some(mqtt) = &self.output.mqtt {
+            mqtt.check()?;
         }
         if self.cameras.is_empty() {
             bail!("there is no [[camera]]; a line needs at least one");

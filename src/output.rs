@@ -13,8 +13,12 @@ use crate::verdict::{Cause, Region, Verdict};
 
 pub mod log;
 pub mod modbus;
+pub mod mqtt;
+mod recorded;
 mod registers;
 pub mod s7;
+
+pub use recorded::{Recorded, Word};
 
 /// The end of a part's way: its one verdict and what an engineer wants to know about it.
 #[derive(Clone, Debug)]

@@ -4,15 +4,15 @@
 //! An archive holds every reject and, with `archive.accepted_every`, samples of what was accepted: how
 //! many escapes a candidate would let through or find can only be seen as far as these go.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::archive::{Recorded, Word};
 use crate::camera::folder;
 use crate::detector::{Detection, Detector};
 use crate::frame::Image;
+use crate::output::{Recorded, Word};
 use crate::verdict::{Cause, Judge, Judgement, Verdict};
 
 /// Who judges again.
@@ -112,7 +112,7 @@ impl Candidate<'_> {
     /// Judges a part of the archive in `folder` again. A picture that can't be judged is no reason to
     /// stop.
     pub fn replay(&mut self, folder: &Path, recorded: Recorded) -> Replayed {
-        let now = match recorded.picture(folder) {
+        let now = match picture(folder, &recorded) {
             None => Now::NoPicture,
             Some(path) if !path.exists() => Now::PictureGone,
             Some(path) => match self.judge(&path) {
@@ -139,6 +139,11 @@ impl Candidate<'_> {
     pub fn detect(&mut self, picture: &Image) -> Result<Detection> {
         self.detector.detect(&[picture])?.pop().context("the detector gave no detection")
     }
+}
+
+/// Where a part's picture lies, if it has one; the oldest may be gone.
+pub fn picture(folder: &Path, recorded: &Recorded) -> Option<PathBuf> {
+    Some(folder.join(recorded.image.as_ref()?))
 }
 
 /// The archive keeps what the detector saw, 8 bits a sample: nothing is to be shifted.

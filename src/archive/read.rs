@@ -1,43 +1,13 @@
 //! What the archive kept, read back.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
 
 use super::stock::is_day;
 use super::{REJECTS, SAMPLES};
-use crate::verdict::{Cause, Region};
-
-/// One part in a day's list.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Recorded {
-    /// Of the trigger, RFC 3339.
-    pub time: String,
-    pub part: u64,
-    /// As the config names it.
-    pub camera: String,
-    /// Of the picture, as its source calls it.
-    pub name: String,
-    pub verdict: Word,
-    pub cause: Option<Cause>,
-    pub reason: Option<String>,
-    /// `null` also where the score is not a finite number.
-    pub score: Option<f32>,
-    pub threshold: Option<f32>,
-    pub region: Option<Region>,
-    pub latency_ms: f64,
-    /// Relative to the archive's folder.
-    pub image: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Word {
-    Accept,
-    Reject,
-}
+use crate::output::Recorded;
 
 /// What is in the lists of an archive.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,19 +18,12 @@ pub struct Recordings {
     pub damaged: Vec<String>,
 }
 
-impl Recorded {
-    /// Where its picture lies, where it has one; oldest pictures may be gone.
-    pub fn picture(&self, folder: &Path) -> Option<PathBuf> {
-        Some(folder.join(self.image.as_ref()?))
-    }
-
-    /// A list that somebody changed must not lead out of the folder.
-    fn check(&self, day: &str) -> Result<()> {
-        let named = self.image.as_ref();
-        let own = format!("{day}/{}.png", self.part);
-        ensure!(named.is_none_or(|image| *image == own), "image = {named:?} is not {own}");
-        Ok(())
-    }
+/// A list that somebody changed must not lead out of the folder.
+fn check(recorded: &Recorded, day: &str) -> Result<()> {
+    let named = recorded.image.as_ref();
+    let own = format!("{day}/{}.png", recorded.part);
+    ensure!(named.is_none_or(|image| *image == own), "image = {named:?} is not {own}");
+    Ok(())
 }
 
 /// Reads the lists of the days that `wanted` says yes to (`2026-05-04`).
@@ -94,7 +57,7 @@ pub fn read(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Recordings> 
             let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             for (i, line) in String::from_utf8_lossy(&text).lines().enumerate() {
                 let read = serde_json::from_str::<Recorded>(line).context("no record of a part");
-                match read.and_then(|recorded| recorded.check(day).map(|()| recorded)) {
+                match read.and_then(|recorded| check(&recorded, day).map(|()| recorded)) {
                     Ok(recorded) => parts.push(recorded),
                     Err(error) => {
                         let at = format!("{}, line {}", path.display(), i + 1);

@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use inspectd::archive::{self, Recorded};
+use inspectd::archive;
 use inspectd::camera::folder;
 use inspectd::config::Config;
 use inspectd::detector::bundle;
 use inspectd::nn::engine::{self, Engine};
-use inspectd::picture::{self, overlay, sheet};
-use inspectd::replay::{ARCHIVED_BITS, Candidate, Change, Now, Replayed};
+use inspectd::output::Recorded;
+use inspectd::picture::{self as pictures, overlay, sheet};
+use inspectd::replay::{ARCHIVED_BITS, Candidate, Change, Now, Replayed, picture};
 use inspectd::unfinished::Unfinished;
 use inspectd::verdict::{self, Judge, Limits};
 use serde_json::json;
@@ -277,14 +278,14 @@ fn write(out: &Path, archive: &Path, flips: &[&Replayed], models: &mut Models<'_
             sections,
         };
         let path = unfinished.path().join("sheet.png");
-        fs::write(&path, picture::rgb_png(&drawn.draw())?)
+        fs::write(&path, pictures::rgb_png(&drawn.draw())?)
             .with_context(|| format!("writing {}", path.display()))?;
     }
     unfinished.take_the_place_of(out)
 }
 
 fn tile(archive: &Path, one: &Replayed, models: &mut Models<'_>) -> Result<sheet::Tile> {
-    let path = one.recorded.picture(archive).context("a flip has a picture")?;
+    let path = picture(archive, &one.recorded).context("a flip has a picture")?;
     let kept = folder::read(&path, ARCHIVED_BITS)?;
     let mut candidate = models.candidate(&one.recorded.camera)?;
     let detection = candidate.detect(&kept)?;

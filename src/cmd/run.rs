@@ -21,6 +21,7 @@ use inspectd::nn::engine::Engine;
 use inspectd::output::RejectOutput;
 use inspectd::output::log::LogOutput;
 use inspectd::output::modbus::Modbus;
+use inspectd::output::mqtt::Mqtt;
 use inspectd::output::s7::S7;
 use inspectd::pipeline::{self, CameraSlot, Parts, Report, Running, Tuning, now};
 use inspectd::telemetry::Watchdog;
@@ -131,6 +132,10 @@ impl Line {
         if let Some(s7) = &config.output.s7 {
             wires.push(Box::new(S7::new(s7)?));
             log::info!("wire_up wire=s7 plc={}:{} db={}", s7.address, s7.port, s7.db);
+        }
+        if let Some(mqtt) = &config.output.mqtt {
+            wires.push(Box::new(Mqtt::new(mqtt)?));
+            log::info!("wire_up wire=mqtt broker={}:{} topic={}", mqtt.host, mqtt.port, mqtt.topic);
         }
         wires.extend(outputs);
         wires.push(Box::new(LogOutput::default()));

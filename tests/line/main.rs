@@ -5,6 +5,7 @@
 mod peers;
 
 mod modbus;
+mod mqtt;
 mod s7;
 
 use std::sync::Arc;

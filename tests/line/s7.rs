@@ -1,7 +1,6 @@
 //! The S7 wire against a PLC that we did not write: python-snap7's server.
 
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver};
@@ -13,7 +12,7 @@ use inspectd::output::{LineState, LineStatus, RejectOutput};
 use inspectd::telemetry::Progress;
 use inspectd::verdict::Verdict;
 
-use super::peers::python_with;
+use super::peers::{free_port, python_with};
 use super::{SetAtEnd, outcome, status};
 
 /// Far beyond what any wait here takes; only a hang meets it.
@@ -75,11 +74,6 @@ impl Drop for Plc {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A port that nobody has just now.
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 #[test]

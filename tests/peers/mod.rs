@@ -1,5 +1,10 @@
 //! Finds the programs that we did not write and test against.
 
+// Each test takes what it needs.
+#![allow(dead_code)]
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A Python that has `module`: `INSPECTD_PYTHON`, else `python3`. `None` with a clear word where
@@ -21,4 +26,28 @@ pub fn python_with(module: &str) -> Option<String> {
     );
     println!("SKIPPED: {python} can't import {module}");
     None
+}
+
+/// Where a program lies, in the path or where Debian puts daemons; as [`python_with`] where it does not.
+pub fn program(name: &str) -> Option<String> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let found = path
+        .split(':')
+        .chain(["/usr/sbin"])
+        .map(|folder| Path::new(folder).join(name))
+        .find(|path| path.is_file());
+    if let Some(found) = found {
+        return Some(found.display().to_string());
+    }
+    assert!(
+        std::env::var_os("INSPECTD_REQUIRE_PEERS").is_none(),
+        "{name} is not here though it was promised; apt-get install mosquitto mosquitto-clients"
+    );
+    println!("SKIPPED: {name} is not here");
+    None
+}
+
+/// A port that nobody has just now.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
