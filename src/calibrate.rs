@@ -10,7 +10,9 @@
 //! *extrapolated* as if good scores were normal: mean + t(n−1, 1−α) · s · √(1 + 1/n), the upper
 //! prediction limit of one further value (Hahn and Meeker 1991, section 4.8), but never at or
 //! below a score that a held-out good part had. That is an estimate, not a promise, and the card
-//! and the terminal say so.
+//! and the terminal say so. Scores that are probabilities are anything but normal: they crowd at their
+//! ends, and the limit might come to lie above 1, where nothing is rejected any more. Of such the
+//! log-odds ln(p/(1 − p)) are taken for normal instead.
 //!
 //! *Cross-fitted* scores, each from a memory bank of the other folds, use every part and see the
 //! spread far better where parts are few; but they are not the finished memory bank's. A bank of
@@ -23,10 +25,28 @@
 
 use anyhow::{Result, ensure};
 
-use crate::detector::bundle::{Calibration, Rule, Spread, Threshold};
+use crate::detector::bundle::{Calibration, Rule, Spread, Threshold, Units};
 
 /// The smallest false-reject rate that can be asked for: one part in a million.
 pub const LEAST_RATE: f64 = 1e-6;
+
+/// To where good scores are taken for normal.
+fn spread_out(units: Units, score: f64) -> f64 {
+    if units != Units::Probability {
+        return score;
+    }
+    // What f32 calls 1 has no odds.
+    let p = score.clamp(LEAST_PROBABILITY, 1.0 - LEAST_PROBABILITY);
+    (p / (1.0 - p)).ln()
+}
+
+/// And back.
+fn drawn_in(units: Units, value: f64) -> f64 {
+    if units == Units::Probability { 1.0 / (1.0 + (-value).exp()) } else { value }
+}
+
+/// Half of what stands between 1 and the next smaller f32.
+const LEAST_PROBABILITY: f64 = f32::EPSILON as f64 / 4.0;
 
 /// The limits for image scores and for the largest values of the anomaly maps, each by itself
 /// keeping to `false_rejects` (a rate, so 0.001 is 1000 ppm). Both slices are raw score units of
@@ -41,6 +61,7 @@ pub fn limits(
     map_maxima: &[f32],
     false_rejects: f64,
     folds: Option<usize>,
+    units: Units,
 ) -> Result<(Threshold, Calibration)> {
     ensure!(
         (LEAST_RATE..=0.5).contains(&false_rejects),
@@ -53,8 +74,8 @@ pub fn limits(
         scores.len(),
         map_maxima.len()
     );
-    let (score, rule) = limit(scores, false_rejects)?;
-    let (map, _) = limit(map_maxima, false_rejects)?;
+    let (score, rule) = limit(scores, false_rejects, units)?;
+    let (map, _) = limit(map_maxima, false_rejects, units)?;
     let calibration = Calibration {
         rule: if folds.is_some() && rule == Rule::Conformal { Rule::Ranked } else { rule },
         false_rejects,
@@ -78,7 +99,7 @@ pub fn needed(false_rejects: f64) -> usize {
 const SLACK: f64 = 1e-9;
 
 /// A part is rejected when its score is at or above the returned limit.
-fn limit(scores: &[f32], false_rejects: f64) -> Result<(f32, Rule)> {
+fn limit(scores: &[f32], false_rejects: f64, units: Units) -> Result<(f32, Rule)> {
     let n = scores.len();
     ensure!(n >= 2, "{n} held-out good parts: at least 2 are needed to see how far scores vary");
     ensure!(
@@ -97,9 +118,12 @@ fn limit(scores: &[f32], false_rejects: f64) -> Result<(f32, Rule)> {
         // k = n + 1 − ⌊(n+1)α⌋, from 1; a part that only ties the k-th score is still accepted.
         return Ok((sorted[n - spared].next_up(), Rule::Conformal));
     }
-    let Spread { mean, std, .. } = spread(scores);
+    let values = || sorted.iter().map(|&score| spread_out(units, f64::from(score)));
+    let mean = values().sum::<f64>() / n as f64;
+    let squares: f64 = values().map(|value| (value - mean).powi(2)).sum();
+    let std = (squares / (n - 1) as f64).sqrt();
     let reach = t_quantile(n - 1, false_rejects) * (1.0 + 1.0 / n as f64).sqrt();
-    let extrapolated = (f64::from(mean) + reach * f64::from(std)) as f32;
+    let extrapolated = drawn_in(units, mean + reach * std) as f32;
     Ok((extrapolated.max(most.next_up()), Rule::Extrapolated))
 }
 
@@ -191,10 +215,14 @@ mod tests {
         for (rate, parts) in [(0.5, 1), (0.1, 9), (0.01, 99), (0.001, 999), (0.0005, 1999)] {
             assert_eq!(needed(rate), parts, "{rate}");
             let mut scores: Vec<f32> = (0..parts.max(2)).map(|i| i as f32).collect();
-            assert_eq!(limit(&scores, rate).unwrap().1, Rule::Conformal, "{rate}");
+            assert_eq!(limit(&scores, rate, Units::Positive).unwrap().1, Rule::Conformal, "{rate}");
             if parts > 2 {
                 scores.pop();
-                assert_eq!(limit(&scores, rate).unwrap().1, Rule::Extrapolated, "{rate}");
+                assert_eq!(
+                    limit(&scores, rate, Units::Positive).unwrap().1,
+                    Rule::Extrapolated,
+                    "{rate}"
+                );
             }
         }
     }
@@ -203,7 +231,10 @@ mod tests {
     fn the_limit_is_just_above_the_kth_score() {
         // n = 19, α = 0.1: k = ⌈20 · 0.9⌉ = 18
         let scores: Vec<f32> = (1..=19).rev().map(|i| i as f32).collect();
-        assert_eq!(limit(&scores, 0.1).unwrap(), (18f32.next_up(), Rule::Conformal));
+        assert_eq!(
+            limit(&scores, 0.1, Units::Positive).unwrap(),
+            (18f32.next_up(), Rule::Conformal)
+        );
     }
 
     /// Draws of n calibration parts and one new part, over and over: the share of new parts
@@ -216,7 +247,7 @@ mod tests {
             let rejected = (0..draws)
                 .filter(|_| {
                     let scores = skewed(&mut rng, n + 1);
-                    let (limit, rule) = limit(&scores[..n], rate).unwrap();
+                    let (limit, rule) = limit(&scores[..n], rate, Units::Positive).unwrap();
                     assert_eq!(rule, Rule::Conformal);
                     scores[n] >= limit
                 })
@@ -238,7 +269,7 @@ mod tests {
             let rejected = (0..draws)
                 .filter(|_| {
                     let scores = normal(&mut rng, n + 1);
-                    let (limit, rule) = limit(&scores[..n], rate).unwrap();
+                    let (limit, rule) = limit(&scores[..n], rate, Units::Positive).unwrap();
                     assert_eq!(rule, Rule::Extrapolated);
                     scores[n] >= limit
                 })
@@ -255,7 +286,7 @@ mod tests {
             seed in 0u64..1000, n in 2usize..300, a in 0.002f64..0.5, b in 0.002f64..0.5,
         ) {
             let scores = skewed(&mut ChaCha8Rng::seed_from_u64(seed), n);
-            let at = |rate| limit(&scores, rate).unwrap();
+            let at = |rate| limit(&scores, rate, Units::Positive).unwrap();
             let (strict, loose) = (at(a.min(b)), at(a.max(b)));
             if strict.1 == loose.1 {
                 prop_assert!(strict.0 >= loose.0);
@@ -269,10 +300,35 @@ mod tests {
         #[test]
         fn the_fallback_accepts_every_held_out_part(seed in 0u64..1000, n in 2usize..200) {
             let scores = skewed(&mut ChaCha8Rng::seed_from_u64(seed), n);
-            let (limit, rule) = limit(&scores, 0.001).unwrap();
+            let (limit, rule) = limit(&scores, 0.001, Units::Positive).unwrap();
             prop_assert_eq!(rule, Rule::Extrapolated);
             prop_assert!(scores.iter().all(|score| *score < limit));
         }
+    }
+
+    /// Probabilities whose log-odds are normal; taken for normal themselves they get a limit above 1.
+    #[test]
+    fn probabilities_are_extrapolated_by_their_odds() {
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        let (draws, rate, n) = (20_000, 0.01, 40);
+        let (mut rejected, mut above_one) = (0, 0);
+        for _ in 0..draws {
+            let odds = normal(&mut rng, n + 1).into_iter().map(|x| 1.5 * (x - 6.0) + 1.0);
+            let scores: Vec<f32> = odds.map(|x| 1.0 / (1.0 + (-x).exp())).collect();
+            let (by_odds, rule) = limit(&scores[..n], rate, Units::Probability).unwrap();
+            assert_eq!(rule, Rule::Extrapolated);
+            assert!(by_odds < 1.0, "{by_odds}");
+            rejected += usize::from(scores[n] >= by_odds);
+            let plain = limit(&scores[..n], rate, Units::Positive).unwrap().0;
+            above_one += usize::from(plain > 1.0);
+        }
+        let share = rejected as f64 / f64::from(draws);
+        // Five standard errors of 20,000 draws at 1 %.
+        assert!((share - rate).abs() < 0.0035, "{share}");
+        assert!(above_one > 10_000, "{above_one}");
+        // Certainties have no odds, and no infinite ones either.
+        let (limit, _) = limit(&[0.0, 0.2, 1.0], 0.001, Units::Probability).unwrap();
+        assert!(limit.is_finite() && limit > 1.0, "{limit}");
     }
 
     #[test]
@@ -285,9 +341,10 @@ mod tests {
             (0.01, Some(5), Rule::Extrapolated),
         ];
         for (rate, folds, rule) in cases {
-            let (threshold, calibration) = limits(&scores, &scores, rate, folds).unwrap();
+            let (threshold, calibration) =
+                limits(&scores, &scores, rate, folds, Units::Positive).unwrap();
             assert_eq!((calibration.rule, calibration.folds), (rule, folds), "{rate}");
-            assert_eq!(threshold.score, limit(&scores, rate).unwrap().0, "{rate}");
+            assert_eq!(threshold.score, limit(&scores, rate, Units::Positive).unwrap().0, "{rate}");
         }
     }
 
@@ -303,7 +360,8 @@ mod tests {
             (&good, &[1.0], 0.01, "anomaly maps"),
         ];
         for (scores, maxima, rate, word) in cases {
-            let error = limits(scores, maxima, rate, None).unwrap_err().to_string();
+            let error =
+                limits(scores, maxima, rate, None, Units::Positive).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
     }

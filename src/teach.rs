@@ -25,7 +25,7 @@ pub use pictures::{Good, pictures_in};
 pub use plan::Plan;
 
 use crate::calibrate;
-use crate::detector::bundle::{self, Card, Golden, PrecisionCheck, TrainingData};
+use crate::detector::bundle::{self, Card, Golden, PrecisionCheck, TrainingData, Units};
 use crate::detector::input::Input;
 use crate::detector::patch_prototypes::{self, LoadedBackbone, PatchFeatures, PatchPrototypes};
 use crate::detector::{Detection, Detector};
@@ -225,7 +225,7 @@ pub fn teach(
     register.check(LEAST_PICTURES, plan.pictures())?;
     let (scores, maxima): (Vec<f32>, Vec<f32>) = judged.into_iter().unzip();
     let (threshold, calibration) =
-        calibrate::limits(&scores, &maxima, config.false_rejects, plan.folds)
+        calibrate::limits(&scores, &maxima, config.false_rejects, plan.folds, Units::Positive)
             .context("finding the thresholds")?;
 
     let blotted = blot(&golden_images[0]);

@@ -32,7 +32,7 @@ pub use card::{
     TrainingData,
 };
 pub use seal::{Golden, SEAL_TOLERANCE, seal};
-pub use system::System;
+pub use system::{System, Units};
 
 use super::patch_prototypes::PatchPrototypes;
 use super::{AnomalyMap, Detection, Detector};

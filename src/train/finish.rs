@@ -75,7 +75,8 @@ pub fn finish(
     register.check(LEAST, goods.taught.len() + goods.held_out.len())?;
     ensure!(!pictures.is_empty(), "no held-out picture could be read");
     let (scores, maxima): (Vec<f32>, Vec<f32>) = judged.into_iter().unzip();
-    let (threshold, calibration) = calibrate::limits(&scores, &maxima, false_rejects, None)
+    let units = origin.system.units();
+    let (threshold, calibration) = calibrate::limits(&scores, &maxima, false_rejects, None, units)
         .context("finding the thresholds")?;
     pictures.push(blot(&pictures[0]));
     let golden: Vec<Golden> =

@@ -208,7 +208,7 @@ fn a_bundle_of_mlff_is_sealed_and_its_scores_may_lie_below_zero() {
         let loaded = bundle::load(Path::new(&place), 3, &engine()).unwrap();
         assert_eq!((loaded.card.system.as_str(), loaded.card.training.unwrap().steps), ("mlff", 3));
         let system = System::of(&loaded.card).unwrap().unwrap();
-        assert_eq!(system.is_signed(), scores);
+        assert_eq!(system.units() == bundle::Units::Signed, scores);
         assert_eq!(loaded.card.mlff.unwrap().network.encoder, Encoder::Resnet18);
         // A limit below zero is one where scores have a sign, and refused where they have none.
         let card = Path::new(&place).join("model.toml");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{EXPECTED, System, VERSION, WEIGHTS, picture_name};
+use super::{EXPECTED, System, Units, VERSION, WEIGHTS, picture_name};
 use crate::detector::input::Input;
 use crate::detector::{destseg, mlff, ntsnet, patch_prototypes, prn};
 use crate::nn::plan::{Precision, Quantization};
@@ -194,7 +194,7 @@ impl Card {
             if self.int8.is_some() { "no" } else { "a" }
         );
         // Distances and probabilities are never below 0: a limit there would reject every part.
-        let is_signed = System::of(self)?.is_some_and(|system| system.is_signed());
+        let is_signed = System::of(self)?.is_some_and(|system| system.units() == Units::Signed);
         for (key, value) in [("score", self.threshold.score), ("map", self.threshold.map)] {
             ensure!(value.is_finite(), "threshold.{key} = {value}: must be a finite number");
             ensure!(

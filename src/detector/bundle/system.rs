@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use super::Card;
 use crate::detector::input::Input;
 use crate::detector::{Detector, destseg, mlff, ntsnet, patch_prototypes, prn};
+use crate::nn::destseg::Segmentation;
 use crate::nn::engine::Engine;
 use crate::nn::weights::Weights;
 
@@ -15,6 +16,17 @@ pub enum System {
     NtsNet(ntsnet::Card),
     Prn(prn::Card),
     Mlff(mlff::Card),
+}
+
+/// What scores are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Units {
+    /// Distances.
+    Positive,
+    /// Without a bound to either side.
+    Signed,
+    /// Between 0 and 1.
+    Probability,
 }
 
 impl System {
@@ -55,11 +67,15 @@ impl System {
         }
     }
 
-    /// Whether its scores may lie below zero.
-    pub fn is_signed(&self) -> bool {
+    /// What its scores are.
+    pub fn units(&self) -> Units {
         match self {
-            System::DeStSeg(_) | System::NtsNet(_) | System::Prn(_) => false,
-            System::Mlff(own) => own.network.score,
+            System::DeStSeg(own) if own.variant.segmentation != Segmentation::None => {
+                Units::Probability
+            }
+            System::Prn(_) => Units::Probability,
+            System::Mlff(own) if own.network.score => Units::Signed,
+            System::DeStSeg(_) | System::NtsNet(_) | System::Mlff(_) => Units::Positive,
         }
     }
 
