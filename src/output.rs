@@ -11,6 +11,7 @@ use crate::frame::{FrameId, PartId, Truth};
 use crate::telemetry::Progress;
 use crate::verdict::{Cause, Region, Verdict};
 
+mod handover;
 pub mod log;
 pub mod modbus;
 pub mod mqtt;

@@ -12,17 +12,16 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use anyhow::{Context, Result, ensure};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use serde::Deserialize;
 
-use super::registers::{Beat, Entry, Image, Limits, NEWS, News};
+use super::handover::{Handover, Inbox, handover};
+use super::registers::{Beat, Entry, Image, Limits, News};
 use super::{LineStatus, Outcome, RejectOutput, Service};
 use crate::journal::plain;
 use crate::telemetry::Progress;
@@ -118,9 +117,7 @@ impl Config {
 /// The output thread's end of the wire.
 pub struct Modbus {
     local_addr: SocketAddr,
-    news: Sender<News>,
-    /// Results that found the channel full.
-    missed: Arc<AtomicU64>,
+    news: Handover<News>,
     waker: Waker,
     server: Option<Server>,
 }
@@ -135,36 +132,27 @@ impl Modbus {
         let local_addr = listener.local_addr().context("modbus: asking for the port")?;
         let poll = Poll::new().context("modbus: making a poll")?;
         let waker = Waker::new(poll.registry(), WAKER).context("modbus: making a waker")?;
-        let (news, inbox) = bounded(NEWS);
-        let missed = Arc::new(AtomicU64::new(0));
+        let (news, inbox) = handover("modbus");
         let server = Server {
             config: config.clone(),
             image: Image::new(config.limits()),
             inbox,
-            missed: missed.clone(),
             poll,
             listener,
             clients: VecDeque::new(),
             next_token: FIRST_CLIENT,
             farewell: FAREWELL,
         };
-        Ok(Modbus { local_addr, news, missed, waker, server: Some(server) })
+        Ok(Modbus { local_addr, news, waker, server: Some(server) })
     }
 
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    fn hand_over(&self, news: News) -> Result<()> {
-        match self.news.try_send(news) {
-            Ok(()) => {
-                // It is handed over all the same: the wire looks into its inbox within `PATIENCE`.
-                let _woken = self.waker.wake();
-                Ok(())
-            }
-            Err(TrySendError::Full(_)) => bail!("modbus: the wire stands still, {NEWS} wait"),
-            Err(TrySendError::Disconnected(_)) => bail!("modbus: the wire has ended"),
-        }
+    fn wake(&self) {
+        // It is handed over all the same: the wire looks into its inbox within `PATIENCE`.
+        let _woken = self.waker.wake();
     }
 }
 
@@ -174,15 +162,15 @@ impl RejectOutput for Modbus {
     }
 
     fn signal(&mut self, outcome: &Outcome) -> Result<()> {
-        let told = self.hand_over(News::Result(Entry::of(outcome)));
-        if told.is_err() {
-            self.missed.fetch_add(1, Ordering::Relaxed);
-        }
-        told
+        self.news.give_result(News::Result(Entry::of(outcome)))?;
+        self.wake();
+        Ok(())
     }
 
     fn beat(&mut self, status: &LineStatus) -> Result<()> {
-        self.hand_over(News::Beat(Beat::of(status)))
+        self.news.give(News::Beat(Beat::of(status)))?;
+        self.wake();
+        Ok(())
     }
 
     fn service(&mut self) -> Option<Service> {
@@ -218,8 +206,7 @@ const UNREAD_BYTES: usize = 16 * FRAME_BYTES;
 struct Server {
     config: Config,
     image: Image,
-    inbox: Receiver<News>,
-    missed: Arc<AtomicU64>,
+    inbox: Inbox<News>,
     poll: Poll,
     listener: TcpListener,
     clients: VecDeque<Client>,
@@ -273,8 +260,8 @@ impl Server {
     }
 
     fn take_news(&mut self, now: Instant) {
-        self.image.missed(self.missed.swap(0, Ordering::Relaxed));
-        self.inbox.try_iter().for_each(|news| self.image.take(news, now));
+        self.image.missed(self.inbox.missed());
+        self.inbox.news.try_iter().for_each(|news| self.image.take(news, now));
     }
 
     fn accept(&mut self, now: Instant) {

@@ -13,17 +13,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use anyhow::{Result, ensure};
 use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, LastWill, MqttOptions, Packet, QoS};
 use serde::{Deserialize, Serialize};
 use tokio::runtime;
 use tokio::time::{sleep, timeout};
 
+use super::handover::{Handover, Inbox, handover};
 use super::{LineState, LineStatus, Outcome, Recorded, RejectOutput, Service};
 use crate::journal::plain;
 use crate::telemetry::Progress;
@@ -134,9 +133,7 @@ const ONLINE: &str = "online";
 
 /// The output thread's end of the wire.
 pub struct Mqtt {
-    news: Sender<News>,
-    /// Results that found the channel full.
-    lost: Arc<AtomicU64>,
+    news: Handover<News>,
     publisher: Option<Publisher>,
 }
 
@@ -144,9 +141,6 @@ enum News {
     Result(Box<Outcome>),
     Beat(Box<LineStatus>),
 }
-
-/// On their way to the wire's thread: full only if it stands still for many seconds.
-const NEWS: usize = 1024;
 
 impl Mqtt {
     /// Nothing is sent before [`RejectOutput::service`] runs; the broker may come later.
@@ -156,18 +150,9 @@ impl Mqtt {
     pub fn new(config: &Config) -> Result<Mqtt> {
         config.check()?;
         let options = config.options()?;
-        let (news, inbox) = bounded(NEWS);
-        let lost = Arc::new(AtomicU64::new(0));
-        let publisher = Publisher { config: config.clone(), options, inbox, lost: lost.clone() };
-        Ok(Mqtt { news, lost, publisher: Some(publisher) })
-    }
-
-    fn hand_over(&self, news: News) -> Result<()> {
-        match self.news.try_send(news) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(_)) => bail!("mqtt: the wire stands still, {NEWS} wait"),
-            Err(TrySendError::Disconnected(_)) => bail!("mqtt: the wire has ended"),
-        }
+        let (news, inbox) = handover("mqtt");
+        let publisher = Publisher { config: config.clone(), options, inbox };
+        Ok(Mqtt { news, publisher: Some(publisher) })
     }
 }
 
@@ -177,15 +162,11 @@ impl RejectOutput for Mqtt {
     }
 
     fn signal(&mut self, outcome: &Outcome) -> Result<()> {
-        let told = self.hand_over(News::Result(Box::new(outcome.clone())));
-        if told.is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
-        told
+        self.news.give_result(News::Result(Box::new(outcome.clone())))
     }
 
     fn beat(&mut self, status: &LineStatus) -> Result<()> {
-        self.hand_over(News::Beat(Box::new(status.clone())))
+        self.news.give(News::Beat(Box::new(status.clone())))
     }
 
     fn service(&mut self) -> Option<Service> {
@@ -213,8 +194,7 @@ const REQUESTS: usize = 8;
 struct Publisher {
     config: Config,
     options: MqttOptions,
-    inbox: Receiver<News>,
-    lost: Arc<AtomicU64>,
+    inbox: Inbox<News>,
 }
 
 impl Publisher {
@@ -231,7 +211,6 @@ impl Publisher {
             client,
             config: &self.config,
             inbox: &self.inbox,
-            lost: &self.lost,
             stop,
             progress,
             stopped_at: None,
@@ -252,8 +231,7 @@ impl Publisher {
 struct Desk<'a> {
     client: AsyncClient,
     config: &'a Config,
-    inbox: &'a Receiver<News>,
-    lost: &'a AtomicU64,
+    inbox: &'a Inbox<News>,
     stop: &'a AtomicBool,
     progress: &'a Progress,
     stopped_at: Option<Instant>,
@@ -314,8 +292,8 @@ impl Desk<'_> {
         self.progress.mark();
         // Before the inbox is emptied: who stops the wire has handed over everything.
         let stopping = self.stop.load(Ordering::SeqCst);
-        self.dropped += self.lost.swap(0, Ordering::Relaxed);
-        for news in self.inbox.try_iter() {
+        self.dropped += self.inbox.missed();
+        for news in self.inbox.news.try_iter() {
             match news {
                 News::Result(outcome) => {
                     let image = outcome.image.as_ref().map(|path| path.display().to_string());

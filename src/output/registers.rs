@@ -220,9 +220,6 @@ pub(super) enum News {
     Beat(Beat),
 }
 
-/// How many may be on their way: full only if the wire stands still for many seconds.
-pub(super) const NEWS: usize = 1024;
-
 /// All registers. What depends on time is worked out when it is read, so that nothing has to run
 /// for a standstill to show.
 pub(super) struct Image {

@@ -7,16 +7,16 @@
 //! the line shows as ready, since results of an earlier start may still lie in it.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use anyhow::{Result, ensure};
+use crossbeam_channel::RecvTimeoutError;
 use rust7::{S7Client, S7Error};
 use serde::Deserialize;
 
-use super::registers::{Beat, Entry, Exception, Image, Limits, NEWS, News, map};
+use super::handover::{Handover, Inbox, handover};
+use super::registers::{Beat, Entry, Exception, Image, Limits, News, map};
 use super::{LineStatus, Outcome, RejectOutput, Service};
 use crate::journal::plain;
 use crate::telemetry::Progress;
@@ -106,9 +106,7 @@ impl Config {
 
 /// The output thread's end of the wire.
 pub struct S7 {
-    news: Sender<News>,
-    /// Results that found the channel full.
-    missed: Arc<AtomicU64>,
+    news: Handover<News>,
     writer: Option<Writer>,
 }
 
@@ -119,27 +117,17 @@ impl S7 {
     /// A config that can't be meant.
     pub fn new(config: &Config) -> Result<S7> {
         config.check()?;
-        let (news, inbox) = bounded(NEWS);
-        let missed = Arc::new(AtomicU64::new(0));
+        let (news, inbox) = handover("s7");
         let writer = Writer {
             image: Image::new(config.limits()),
             config: config.clone(),
             inbox,
-            missed: missed.clone(),
             link: None,
             next_try: None,
             pause: FIRST_PAUSE,
             told: false,
         };
-        Ok(S7 { news, missed, writer: Some(writer) })
-    }
-
-    fn hand_over(&self, news: News) -> Result<()> {
-        match self.news.try_send(news) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(_)) => bail!("s7: the wire stands still, {NEWS} wait"),
-            Err(TrySendError::Disconnected(_)) => bail!("s7: the wire has ended"),
-        }
+        Ok(S7 { news, writer: Some(writer) })
     }
 }
 
@@ -149,15 +137,11 @@ impl RejectOutput for S7 {
     }
 
     fn signal(&mut self, outcome: &Outcome) -> Result<()> {
-        let told = self.hand_over(News::Result(Entry::of(outcome)));
-        if told.is_err() {
-            self.missed.fetch_add(1, Ordering::Relaxed);
-        }
-        told
+        self.news.give_result(News::Result(Entry::of(outcome)))
     }
 
     fn beat(&mut self, status: &LineStatus) -> Result<()> {
-        self.hand_over(News::Beat(Beat::of(status)))
+        self.news.give(News::Beat(Beat::of(status)))
     }
 
     fn service(&mut self) -> Option<Service> {
@@ -182,8 +166,7 @@ const PDU_BYTES: u16 = 200;
 struct Writer {
     config: Config,
     image: Image,
-    inbox: Receiver<News>,
-    missed: Arc<AtomicU64>,
+    inbox: Inbox<News>,
     link: Option<Link>,
     next_try: Option<Instant>,
     pause: Duration,
@@ -211,14 +194,14 @@ impl Writer {
             progress.mark();
             // Before the inbox is emptied: who stops the wire has handed over everything.
             let stopping = stop.load(Ordering::SeqCst);
-            match self.inbox.recv_timeout(cycle) {
+            match self.inbox.news.recv_timeout(cycle) {
                 Ok(news) => self.image.take(news, clock()),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(cycle),
             }
-            self.image.missed(self.missed.swap(0, Ordering::Relaxed));
+            self.image.missed(self.inbox.missed());
             let now = clock();
-            self.inbox.try_iter().for_each(|news| self.image.take(news, now));
+            self.inbox.news.try_iter().for_each(|news| self.image.take(news, now));
             self.serve(stop, progress);
             if stopping {
                 let since = *stopped_at.get_or_insert(now);

@@ -2,11 +2,13 @@
 
 use std::net::TcpStream as Std;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::SystemTime;
 
 use super::*;
 use crate::frame::{FrameId, PartId};
+use crate::output::handover::ROOM;
 use crate::output::{LineState, Tally};
 use crate::verdict::Verdict;
 
@@ -201,18 +203,18 @@ fn a_wire_that_stands_still_is_told_and_shows_as_overrun() {
     let mut wire = Modbus::bind(&config()).unwrap();
     let service = wire.service().unwrap();
     assert!(wire.service().is_none());
-    (1..=NEWS as u64).for_each(|part| wire.signal(&outcome(part)).unwrap());
+    (1..=ROOM as u64).for_each(|part| wire.signal(&outcome(part)).unwrap());
     let error = wire.signal(&outcome(0)).unwrap_err();
     assert!(error.to_string().contains("stands still"), "{error}");
     assert!(wire.beat(&status(LineState::ContinuousExecution)).is_err());
     let mut running = start(wire, service);
     let mut socket = connect(&running);
-    assert_eq!(newest(&mut socket), NEWS as u16);
+    assert_eq!(newest(&mut socket), ROOM as u16);
     socket.write_all(&[0, 9, 0, 0, 0, 6, 1, 3, 0, map::OVERRUNS as u8, 0, 4]).unwrap();
     let mut reply = [0; 17];
     socket.read_exact(&mut reply).unwrap();
     // All but the last ring's worth were written over unread, and one never came in.
-    let overruns = NEWS as u16 - map::SLOTS + 1;
+    let overruns = ROOM as u16 - map::SLOTS + 1;
     assert_eq!(reply[15..], overruns.to_be_bytes());
     running.end();
     let error = running.wire.signal(&outcome(0)).unwrap_err();
