@@ -219,7 +219,7 @@ pub struct Consistency {
 
 /// Equation 6: how far the likeness of patches by their scores lies from that by their features, mean
 /// over the patches. A likeness is the softmax over a row of Euclidean distances. `features` [K, C],
-/// `scores` [K]; both of normal patches only.
+/// `scores` `[K]`; both of normal patches only.
 pub fn consistency(features: &[f32], scores: &[f32], likeness: Likeness) -> Consistency {
     let patches = scores.len();
     let nothing = || vec![0.0; features.len()];

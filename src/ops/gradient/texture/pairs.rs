@@ -76,7 +76,7 @@ struct Pairs<'a> {
 struct Rooms {
     pad: usize,
     given: *mut f32,
-    /// What Q gets, [m][n], and the same turned, [n][m].
+    /// What Q gets, `[m][n]`, and the same turned, `[n][m]`.
     pairs: *mut f32,
     turned: *mut f32,
     /// What the E of one place get.
