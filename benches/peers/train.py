@@ -7,12 +7,14 @@
 `DIR` holds `specmodels.py`. One step is forward, loss, backward and the optimizer's update, of random
 pictures for PyTorch (its better one of contiguous and channels-last memory), of the data set with
 everything that makes a batch for inspectd (its `losses.csv`). The two take turns. Prints a table:
-median milliseconds of a step and pictures a second. MLFF's step is taken where there is an encoder.
+median milliseconds of a step, pictures a second, and the most memory that the process had. MLFF's step is
+taken where there is an encoder.
 """
 
 import argparse
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,27 +33,43 @@ def main() -> None:
     if args.worker:
         print(json.dumps(torch_step(args)))
         return
-    print("| step | batch | threads | inspectd ms | images/s | PyTorch ms | images/s | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| step | batch | threads | inspectd ms | images/s | MiB | PyTorch ms | images/s | MiB | ratio |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for threads in args.threads:
         ours = {phase: [] for phase in args.phases}
         theirs = {phase: [] for phase in args.phases}
+        memory = {}
         for _ in range(ROUNDS):
-            for phase, times in inspectd(args, threads).items():
+            for phase, (times, mib) in inspectd(args, threads).items():
                 ours[phase] += times
+                memory[phase] = [mib]
             for phase in args.phases:
-                best = min((worker(args, phase, threads, last) for last in (False, True)),
-                           key=statistics.median)
-                theirs[phase] += best
+                times, mib = min((worker(args, phase, threads, last) for last in (False, True)),
+                                 key=lambda run: statistics.median(run[0]))
+                theirs[phase] += times
+                memory[phase].append(mib)
         for phase in args.phases:
             own, peer = statistics.median(ours[phase]), statistics.median(theirs[phase])
             rate = [args.batch * 1000 / ms for ms in (own, peer)]
-            print(f"| {phase} | {args.batch} | {threads} | {own:.0f} | {rate[0]:.1f} | {peer:.0f} "
-                  f"| {rate[1]:.1f} | {peer / own:.2f} |", flush=True)
+            mib = memory[phase]
+            print(f"| {phase} | {args.batch} | {threads} | {own:.0f} | {rate[0]:.1f} | {mib[0]:.0f} "
+                  f"| {peer:.0f} | {rate[1]:.1f} | {mib[-1]:.0f} | {peer / own:.2f} |", flush=True)
 
 
-def inspectd(args, threads: int) -> dict[str, list[float]]:
-    """Milliseconds of steps, by phase, without those that begin a phase or end an epoch."""
+def peak_mib(command: list) -> tuple[float, str]:
+    """Runs to the end; the most memory it had, and what it said."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        said, errors = child.stdout.read(), child.stderr.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(f"{command[0]} ended with {child.returncode}: {errors}")
+    return usage.ru_maxrss / 1024, said
+
+
+def inspectd(args, threads: int) -> dict[str, tuple[list[float], float]]:
+    """Milliseconds of steps, by phase, without those that begin a phase or end an epoch, and the most
+    memory of the whole run: pictures, batches and, of DeSTSeg, the larger of its phases."""
     times = {}
     with tempfile.TemporaryDirectory() as folder:
         for system, losses in (("ntsnet", {"ntsnet": "level1"}),
@@ -68,27 +86,26 @@ def inspectd(args, threads: int) -> dict[str, list[float]]:
                               f"segmentation_steps = {STEPS + WARM_UP}\n[ntsnet]\nepochs = 1\n"
                               f"[prn]\nepochs = 1\n[mlff]\nsteps = {STEPS + WARM_UP}\n")
             backbone = f"resnet50:{args.encoder}" if system == "mlff" else f"resnet18:{args.teacher}"
-            subprocess.run(
+            mib, _ = peak_mib(
                 [args.inspectd, "train", "--system", system, "--data", args.data, "--out", out,
                  "--backbone", backbone, "--source", args.source,
                  "--batch", str(args.batch), "--threads", str(threads), "--config", config,
                  # PRN's steps are long: few good parts, of which an epoch is short.
-                 "--holdout", "0.8" if system == "prn" else "0.2"],
-                check=True, capture_output=True)
+                 "--holdout", "0.8" if system == "prn" else "0.2"])
             with open(f"{out}.training/losses.csv") as file:
                 rows = list(csv.DictReader(file))
             for phase, loss in losses.items():
                 steps = [float(row["milliseconds"]) for row in rows if row["loss"] == loss]
-                times[phase] = steps[WARM_UP:WARM_UP + STEPS]
+                times[phase] = steps[WARM_UP:WARM_UP + STEPS], mib
     return times
 
 
-def worker(args, phase: str, threads: int, channels_last: bool) -> list[float]:
+def worker(args, phase: str, threads: int, channels_last: bool) -> tuple[list[float], float]:
     command = [sys.executable, __file__, *sys.argv[1:], "--worker", phase,
                "--worker-threads", str(threads)]
     command += ["--channels-last"] if channels_last else []
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    mib, said = peak_mib(command)
+    return json.loads(said.splitlines()[-1]), mib
 
 
 def torch_step(args) -> list[float]:
