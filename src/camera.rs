@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde::Deserialize;
 
-use crate::frame::{Image, Truth};
+use crate::frame::{Image, Position, Truth};
 
 pub mod folder;
 pub mod pattern;
@@ -52,6 +52,8 @@ pub struct Picture {
     pub name: String,
     /// When the picture was taken, if the source knows better than "now".
     pub captured_at: Option<Instant>,
+    /// Where the belt stood, if the source has an encoder.
+    pub position: Option<Position>,
     pub truth: Option<Truth>,
 }
 
@@ -80,6 +82,12 @@ pub struct CameraFault(pub String);
 pub trait FrameSource {
     /// Waits for the next part, at most about `patience`.
     fn grab(&mut self, patience: Duration) -> Result<Grab, CameraFault>;
+
+    /// Takes a picture of the part that is in front of it now, which the next [`FrameSource::grab`]s
+    /// wait for. A source that is triggered otherwise, or runs freely, has nothing to do.
+    fn trigger(&mut self) -> Result<(), CameraFault> {
+        Ok(())
+    }
 
     /// The time between two parts where the source has no clock of its own (files, rendered
     /// parts): the camera thread then triggers at this pace. `None`: the camera sets the pace.

@@ -56,6 +56,15 @@ impl Image {
     }
 }
 
+/// Where the belt stood when a picture was taken, by its encoder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Position {
+    /// Counts at the picture's first row, counted on past the counter's own wrap.
+    pub count: i64,
+    /// Counts from one row to the next; 0 for an area camera, whose rows are taken at once.
+    pub per_row: f64,
+}
+
 /// What is really on the part, known only where the part was made by us (`pattern`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Truth {
@@ -73,5 +82,7 @@ pub struct Frame {
     pub image: Image,
     /// What the source calls the picture: a file name, a frame number.
     pub name: Arc<str>,
+    /// `None`: no encoder is known.
+    pub position: Option<Position>,
     pub truth: Option<Truth>,
 }

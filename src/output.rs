@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
-use crate::frame::{FrameId, PartId, Truth};
+use crate::frame::{FrameId, PartId, Position, Truth};
 use crate::telemetry::Progress;
 use crate::verdict::{Cause, Region, Verdict};
 
@@ -37,6 +37,8 @@ pub struct Outcome {
     pub threshold: Option<f32>,
     /// Where the anomaly is, in pixels of the picture.
     pub region: Option<Region>,
+    /// Where the belt stood when the picture was taken.
+    pub position: Option<Position>,
     /// From trigger to verdict.
     pub latency: Duration,
     /// When the part was triggered, by the wall clock.

@@ -185,6 +185,7 @@ mod tests {
             captured_at: std::time::Instant::now(),
             image: Image::Gray(GrayImage::from_pixel(4, 4, Luma([level]))),
             name: Arc::from("x"),
+            position: None,
             truth: None,
         });
         let outcome = Outcome {
@@ -196,6 +197,7 @@ mod tests {
             score: level.map(f32::from),
             threshold: Some(100.0),
             region: None,
+            position: None,
             latency: Duration::from_millis(5),
             triggered_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_777_852_800),
             image: None,

@@ -75,7 +75,13 @@ impl FrameSource for PlannedCamera {
             _ => {
                 let code = FATES.iter().position(|&f| f == fate).unwrap() as u8;
                 let image = Image::Gray(GrayImage::from_pixel(4, 4, image::Luma([code])));
-                Ok(Grab::Picture(Picture { image, name, captured_at: None, truth: None }))
+                Ok(Grab::Picture(Picture {
+                    image,
+                    name,
+                    captured_at: None,
+                    position: None,
+                    truth: None,
+                }))
             }
         }
     }

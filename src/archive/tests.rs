@@ -35,6 +35,7 @@ fn outcome(part: u64, unix_s: u64, verdict: Verdict) -> Outcome {
         score: Some(3.5),
         threshold: Some(2.5),
         region: Some(Region { x: 1, y: 2, width: 3, height: 4 }),
+        position: None,
         latency: Duration::from_micros(18_437),
         triggered_at: SystemTime::UNIX_EPOCH + Duration::from_secs(unix_s),
         image: None,
@@ -57,6 +58,7 @@ fn evidence(part: u64, unix_s: u64, side_px: u32) -> Evidence {
             captured_at: Instant::now(),
             image: Image::Gray(image),
             name: outcome.name.clone(),
+            position: None,
             truth: None,
         }),
         detection: Some(Detection {

@@ -147,6 +147,7 @@ impl FrameSource for Rendered {
             image: Image::Rgb(image),
             name,
             captured_at: None,
+            position: None,
             truth: None,
         }))
     }

@@ -129,7 +129,13 @@ impl FrameSource for Folder {
         let name = relative.display().to_string();
         let path = self.config.path.join(relative);
         Ok(match read(&path, self.config.significant_bits) {
-            Ok(image) => Grab::Picture(Picture { image, name, captured_at: None, truth: None }),
+            Ok(image) => Grab::Picture(Picture {
+                image,
+                name,
+                captured_at: None,
+                position: None,
+                truth: None,
+            }),
             Err(error) => Grab::Bad { name, reason: format!("{error:#}") },
         })
     }

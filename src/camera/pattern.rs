@@ -103,7 +103,13 @@ impl FrameSource for Pattern {
         let name = format!("part-{:06}", self.index);
         self.index += 1;
         let truth = Some(Truth { defect: defect.map(|(kind, _)| kind.word()) });
-        Ok(Grab::Picture(Picture { image: Image::Rgb(image), name, captured_at: None, truth }))
+        Ok(Grab::Picture(Picture {
+            image: Image::Rgb(image),
+            name,
+            captured_at: None,
+            position: None,
+            truth,
+        }))
     }
 
     fn period(&self) -> Option<Duration> {

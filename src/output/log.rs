@@ -53,6 +53,9 @@ fn line(event: &str, cause: Option<Cause>, outcome: &Outcome) -> String {
         outcome.image.as_ref().map_or("-".to_owned(), |image| image.display().to_string()),
         plain(&outcome.name),
     );
+    if let Some(position) = outcome.position {
+        line += &format!(" encoder={}", position.count);
+    }
     if let Some(reason) = &outcome.reason {
         line += &format!(" reason=\"{}\"", plain(reason));
     }
@@ -77,6 +80,7 @@ mod tests {
             score: Some(3.81),
             threshold: Some(2.9),
             region: Some(Region { x: 120, y: 84, width: 40, height: 32 }),
+            position: None,
             latency: Duration::from_micros(18_432),
             triggered_at: SystemTime::UNIX_EPOCH,
             image: Some("2026-05-04/10422.png".into()),

@@ -27,6 +27,7 @@ fn outcome(part: u64, verdict: Verdict) -> Outcome {
         score: Some(3.5),
         threshold: Some(-0.25),
         region: Some(Region { x: 70_000, y: 2, width: 3, height: 4 }),
+        position: None,
         latency: Duration::from_micros(123_456),
         triggered_at: SystemTime::UNIX_EPOCH + ms(1_777_000_000_123),
         image: Some(PathBuf::new()),

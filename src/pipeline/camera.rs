@@ -223,12 +223,12 @@ impl Camera {
     }
 
     fn send(&self, state: &mut State, picture: Picture) -> Result<(), LineGone> {
-        let Picture { image, name, captured_at, truth } = picture;
+        let Picture { image, name, captured_at, position, truth } = picture;
         let now = now();
         let captured_at = captured_at.unwrap_or(now).min(now);
         let name: Arc<str> = name.into();
         let (part, id) = self.trigger(state, name.clone(), captured_at, truth.clone())?;
-        let frame = Frame { id, part, captured_at, image, name, truth };
+        let frame = Frame { id, part, captured_at, image, name, position, truth };
         let (frame, cause, reason) = match self.frames.try_send(frame) {
             Ok(()) => return Ok(()),
             Err(TrySendError::Full(frame)) => {

@@ -233,6 +233,7 @@ impl Output {
             score: grounds.score,
             threshold: grounds.threshold,
             region: grounds.region,
+            position: frame.as_ref().and_then(|frame| frame.position),
             latency: decided_at.saturating_duration_since(track.captured_at),
             triggered_at: self.wall(track.captured_at),
             image: None,

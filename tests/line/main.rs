@@ -33,6 +33,7 @@ pub fn outcome(nth: u64) -> Outcome {
         score: scored.then_some(nth as f32 / 8.0),
         threshold: Some(2.5),
         region: scored.then_some(Region { x: nth as u32, y: 70_000, width: 30, height: 40 }),
+        position: None,
         latency: Duration::from_micros(100_000 + nth),
         triggered_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_777_000_000_000 + nth),
         image: None,

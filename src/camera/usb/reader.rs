@@ -137,7 +137,7 @@ impl FrameSource for Reader {
         Ok(match (self.unpack)(&frame.raw.bytes) {
             Ok(image) => {
                 let captured_at = Some(frame.raw.captured_at);
-                Grab::Picture(Picture { image, name, captured_at, truth: None })
+                Grab::Picture(Picture { image, name, captured_at, position: None, truth: None })
             }
             Err(reason) => Grab::Bad { name, reason },
         })

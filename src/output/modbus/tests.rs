@@ -87,6 +87,7 @@ fn outcome(part: u64) -> Outcome {
         score: None,
         threshold: None,
         region: None,
+        position: None,
         latency: Duration::ZERO,
         triggered_at: SystemTime::UNIX_EPOCH,
         image: Some(PathBuf::new()),
