@@ -9,8 +9,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::nn::engine;
-use crate::output::{modbus, mqtt, s7};
-use crate::{archive, camera, ledger, pipeline, tracker, verdict};
+use crate::output::{gate, modbus, mqtt, s7};
+use crate::{archive, camera, ledger, pipeline, tracker, trigger, verdict};
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -52,6 +52,9 @@ pub struct Camera {
     pub deadline: tracker::Config,
     #[serde(default)]
     pub limits: verdict::Config,
+    /// What makes a part.
+    #[serde(default)]
+    pub trigger: trigger::Config,
 }
 
 /// `[output]`: the wires. The log is always one of them.
@@ -61,6 +64,13 @@ pub struct Output {
     pub modbus: Option<modbus::Config>,
     pub s7: Option<s7::Config>,
     pub mqtt: Option<mqtt::Config>,
+    pub gate: Option<gate::Config>,
+}
+
+impl Output {
+    fn hears_a_plc(&self) -> bool {
+        self.modbus.is_some() || self.s7.is_some()
+    }
 }
 
 impl Config {
@@ -129,6 +139,9 @@ impl Config {
         if let Some(mqtt) = &self.output.mqtt {
             mqtt.check()?;
         }
+        if let Some(gate) = &self.output.gate {
+            gate.check()?;
+        }
         if self.cameras.is_empty() {
             bail!("there is no [[camera]]; a line needs at least one");
         }
@@ -144,6 +157,18 @@ impl Config {
             camera.source.check().with_context(|| camera_key("source"))?;
             camera.deadline.check().with_context(|| camera_key("deadline"))?;
             camera.limits.check().with_context(|| camera_key("limits"))?;
+            camera.trigger.check().with_context(|| camera_key("trigger"))?;
+            match camera.trigger {
+                trigger::Config::Input(_) if self.output.gate.is_none() => bail!(
+                    "camera \"{name}\", [camera.trigger]: kind = \"input\" is an input of \
+                     [output.gate.io], which is not there"
+                ),
+                trigger::Config::Plc(_) if !self.output.hears_a_plc() => bail!(
+                    "camera \"{name}\", [camera.trigger]: kind = \"plc\" needs a wire that a PLC \
+                     triggers through: [output.modbus] or [output.s7]"
+                ),
+                _ => {}
+            }
         }
         Ok(())
     }

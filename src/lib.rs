@@ -23,6 +23,7 @@ pub mod picture;
 pub mod pipeline;
 pub mod telemetry;
 pub mod tracker;
+pub mod trigger;
 pub mod unfinished;
 pub mod verdict;
 

@@ -2,16 +2,20 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
 use crate::frame::{FrameId, PartId, Position, Truth};
 use crate::telemetry::Progress;
+use crate::tracker::{Alarms, Track};
+use crate::trigger::Port;
 use crate::verdict::{Cause, Region, Verdict};
 
+pub mod gate;
 mod handover;
+mod handshake;
 pub mod io;
 pub mod log;
 pub mod modbus;
@@ -117,8 +121,45 @@ pub enum LineState {
     Error = 3,
     /// Detector loaded and sealed, cameras not yet up.
     Initialized = 5,
-    /// Armed and inspecting.
+    /// Armed; a PLC or an input triggers, and no part is on its way.
+    Ready = 6,
+    /// A part that was triggered is on its way.
+    SingleExecution = 7,
+    /// Armed and inspecting what comes.
     ContinuousExecution = 8,
+}
+
+impl LineState {
+    /// A part that comes now is inspected.
+    pub fn ready(self) -> bool {
+        use LineState::{ContinuousExecution, Ready, SingleExecution};
+        matches!(self, Ready | SingleExecution | ContinuousExecution)
+    }
+}
+
+/// What a PLC may command through any of the wires.
+#[derive(Clone, Debug, Default)]
+pub struct Controls {
+    /// By camera; `None`: a PLC does not trigger it.
+    pub triggers: Vec<Option<Port>>,
+    /// Counts up with each wish to clear the alarms.
+    alarms_cleared: Arc<AtomicU64>,
+}
+
+impl Controls {
+    pub fn new(triggers: Vec<Option<Port>>) -> Controls {
+        Controls { triggers, ..Controls::default() }
+    }
+
+    /// Somebody has looked and wants the alarms gone.
+    pub fn clear_alarms(&self) {
+        self.alarms_cleared.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How often it was wished so far.
+    pub fn alarms_cleared(&self) -> u64 {
+        self.alarms_cleared.load(Ordering::SeqCst)
+    }
 }
 
 /// Sent to each wire ten times a second by the end of the pipeline, never by a timer of its own:
@@ -136,6 +177,8 @@ pub struct LineStatus {
     pub cameras_up: Vec<bool>,
     /// Evidence is not being kept (disk full, archive behind).
     pub evidence_lost: bool,
+    /// The gate's, that stand.
+    pub alarms: Alarms,
 }
 
 /// Work that a wire does on a thread of its own (serving sockets). Runs until `stop` is set, which
@@ -148,6 +191,12 @@ pub type Service = Box<dyn FnOnce(&AtomicBool, &Progress) + Send>;
 pub trait RejectOutput: Send {
     /// The word for this wire in the log.
     fn name(&self) -> &str;
+
+    /// A part is on its way; its verdict follows. Not every wire needs to know.
+    fn triggered(&mut self, track: &Track) -> Result<()> {
+        let _not_needed = track;
+        Ok(())
+    }
 
     /// Says the verdict of one part. Each part comes exactly once.
     fn signal(&mut self, outcome: &Outcome) -> Result<()>;

@@ -30,7 +30,8 @@ use crate::detector::{Detection, Detector};
 use crate::frame::{Frame, FrameId, PartId, Truth};
 use crate::ledger::{Ledger, Resumed};
 use crate::output::{RejectOutput, Tally};
-use crate::telemetry::{Counters, Latency, Progress};
+use crate::telemetry::{Counters, Latency, Progress, StandingAlarms};
+use crate::trigger::Triggers;
 use crate::verdict::{Cause, Limits, Region, Verdict};
 
 mod archive;
@@ -105,6 +106,8 @@ pub struct CameraSlot {
     /// Index into [`Parts::detectors`].
     pub detector: usize,
     pub tuning: Tuning,
+    /// What makes its parts; `None`: each picture is one.
+    pub triggers: Option<Triggers>,
 }
 
 /// What may change for a camera while the line runs.
@@ -128,6 +131,8 @@ pub struct Parts {
     /// Without a ledger part ids start at 1 and nothing is recorded: tests only.
     pub ledger: Option<(Ledger, Resumed)>,
     pub archive: Option<Archive>,
+    /// What stands at the gate, by whoever watches it.
+    pub alarms: Arc<StandingAlarms>,
 }
 
 /// What travels to the output thread.
@@ -138,6 +143,8 @@ enum Event {
         frame: FrameId,
         name: Arc<str>,
         captured_at: Instant,
+        /// Encoder counts, where the trigger knows them.
+        count: Option<i64>,
         truth: Option<Truth>,
     },
     /// The part went through the detector, or was turned away with its picture in hand.
@@ -212,7 +219,7 @@ pub struct Running {
 
 /// Starts all threads. Cameras open on their own threads and report through the counters.
 pub fn start(parts: Parts) -> Result<Running> {
-    let Parts { queue, cameras, detectors, pin, mut outputs, ledger, archive } = parts;
+    let Parts { queue, cameras, detectors, pin, mut outputs, ledger, archive, alarms } = parts;
     queue.check()?;
     ensure!(!cameras.is_empty(), "a line needs at least one camera");
     ensure!(cameras.len() <= usize::from(u16::MAX), "too many cameras");
@@ -264,6 +271,8 @@ pub fn start(parts: Parts) -> Result<Running> {
         resumed,
         evidence: evidence_in,
         keeping,
+        triggered: cameras.iter().all(|slot| slot.triggers.is_some()),
+        alarms,
         counters: counters.clone(),
         progress: stage("output"),
     });
@@ -286,6 +295,7 @@ pub fn start(parts: Parts) -> Result<Running> {
             index: index as u16,
             name: slot.name,
             open: slot.open,
+            triggers: slot.triggers,
             frames: frames_in.clone(),
             events: events_in.clone(),
             stopped: stopped.clone(),

@@ -1,12 +1,13 @@
 //! What the line counts of itself: parts, latencies, and whether each stage still moves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
 use crate::output::Tally;
+use crate::tracker::{Alarm, Alarms};
 use crate::verdict::{Cause, Verdict};
 
 /// Counters that several threads write; the output thread makes the PLC's status of them.
@@ -81,6 +82,22 @@ impl Counters {
 
     pub fn camera_ended(&self, camera: usize) -> bool {
         self.cameras_ended[camera].load(Ordering::Relaxed)
+    }
+}
+
+/// The alarms that stand, on their way from who watches the gate to the PLC's status.
+#[derive(Debug, Default)]
+pub struct StandingAlarms(AtomicU32);
+
+impl StandingAlarms {
+    pub fn set(&self, alarms: Alarms) {
+        let newest = alarms.newest().map_or(0, Alarm::code);
+        self.0.store(u32::from(alarms.bits()) << 8 | u32::from(newest), Ordering::SeqCst);
+    }
+
+    pub fn get(&self) -> Alarms {
+        let word = self.0.load(Ordering::SeqCst);
+        Alarms::of((word >> 8) as u16, word as u8)
     }
 }
 

@@ -18,6 +18,9 @@ use inspectd::pipeline::{self, CameraSlot, Parts, Report, Tuning, now};
 use inspectd::verdict::{Cause, Limits, Verdict};
 use proptest::prelude::*;
 
+#[path = "pipeline/triggered.rs"]
+mod triggered;
+
 /// A deadline that no part misses unless a fault makes it, however busy the machine is.
 const PLENTY: Duration = Duration::from_secs(20);
 /// A deadline that the planted faults miss by a wide margin.
@@ -179,6 +182,7 @@ fn play(
                 open: Box::new(move || Ok(Box::new(PlannedCamera { plan: plan.clone() }))),
                 detector: 0,
                 tuning: tuning.clone(),
+                triggers: None,
             }
         })
         .collect();
@@ -192,6 +196,7 @@ fn play(
         outputs: vec![Box::new(Wire { told: told.clone(), blocks_for: decide_within * 2 })],
         ledger: None,
         archive: None,
+        alarms: Default::default(),
     })
     .unwrap();
     while !running.finished() {
@@ -380,11 +385,13 @@ fn a_live_change_of_the_threshold_loses_no_part_and_the_ledger_knows_it() {
             }),
             detector: 0,
             tuning: tuning(1.0),
+            triggers: None,
         }],
         detectors: vec![Box::new(PlannedDetector { decide_within: PLENTY })],
         outputs: vec![Box::new(Wire { told: told.clone(), blocks_for: Duration::ZERO })],
         ledger: Some(Ledger::open(&config, SystemTime::now()).unwrap()),
         archive: None,
+        alarms: Default::default(),
     })
     .unwrap();
     let decided = || running.counters().tally().accepted;

@@ -18,9 +18,9 @@ use crate::camera::{CameraFault, FrameSource, Grab, Picture, pattern};
 use crate::detector::{AnomalyMap, Detection, Detector};
 use crate::frame::Image;
 use crate::ledger::{self, Ledger};
-use crate::output::RejectOutput;
 use crate::output::log::LogOutput;
 use crate::output::modbus::{self, Modbus};
+use crate::output::{Controls, RejectOutput};
 use crate::pipeline::{self, CameraSlot, Parts, Report, Tuning, now};
 use crate::verdict::Limits;
 
@@ -80,7 +80,8 @@ pub fn run(traffic: &Traffic, folder: &Path) -> Result<Overhead> {
     let ledger = ledger::Config { folder: folder.0.clone(), max_gib: 1.0 };
     let ledger = Ledger::open(&ledger, SystemTime::now())?;
     let listen = ([127, 0, 0, 1], 0).into();
-    let modbus = Modbus::bind(&modbus::Config { listen, ..Default::default() })?;
+    let modbus =
+        Modbus::bind(&modbus::Config { listen, ..Default::default() }, Controls::default())?;
     let outputs: Vec<Box<dyn RejectOutput>> = vec![Box::new(modbus), Box::<LogOutput>::default()];
     let (took, times) = bounded(usize::try_from(traffic.parts)?);
     let running = pipeline::start(Parts {
@@ -94,12 +95,14 @@ pub fn run(traffic: &Traffic, folder: &Path) -> Result<Overhead> {
                 decide_within: DECIDE_WITHIN,
                 output_latency: Duration::from_millis(20),
             },
+            triggers: None,
         }],
         detectors: vec![Box::new(Ready::new(took))],
         pin: false,
         outputs,
         ledger: Some(ledger),
         archive: None,
+        alarms: Arc::default(),
     })?;
     while !running.finished() {
         thread::sleep(Duration::from_millis(20));

@@ -18,14 +18,16 @@ use inspectd::frame::Image;
 use inspectd::journal;
 use inspectd::ledger::Ledger;
 use inspectd::nn::engine::Engine;
-use inspectd::output::RejectOutput;
+use inspectd::output::gate::{self, GateOutput};
 use inspectd::output::log::LogOutput;
 use inspectd::output::modbus::Modbus;
 use inspectd::output::mqtt::Mqtt;
 use inspectd::output::s7::S7;
+use inspectd::output::{Controls, RejectOutput};
 use inspectd::pipeline::{self, CameraSlot, Parts, Report, Running, Tuning, now};
-use inspectd::telemetry::Watchdog;
+use inspectd::telemetry::{StandingAlarms, Watchdog};
 use inspectd::tracker::{Load, Timing};
+use inspectd::trigger::{self, Port, Triggers};
 use inspectd::verdict::Limits;
 use log::LevelFilter;
 use sd_notify::NotifyState;
@@ -123,14 +125,27 @@ impl Line {
         let inspect: Vec<Timing> = card_of.iter().map(|&card| timed[card]).collect();
         check_timing(&config, &inspect)?;
 
+        let mut triggering = Triggering::of(&config);
+        let controls = Controls::new(triggering.by_plc.clone());
+        let alarms = Arc::<StandingAlarms>::default();
         let mut wires: Vec<Box<dyn RejectOutput>> = Vec::new();
+        if let Some(gate) = &config.output.gate {
+            let surroundings = gate::Surroundings {
+                controls: controls.clone(),
+                alarms: alarms.clone(),
+                triggers: std::mem::take(&mut triggering.by_input),
+                cameras: config.cameras.iter().map(|camera| camera.name.as_str().into()).collect(),
+            };
+            wires.push(Box::new(GateOutput::new(gate, surroundings)?));
+            log::info!("wire_up wire=gate");
+        }
         if let Some(modbus) = &config.output.modbus {
-            let modbus = Modbus::bind(modbus)?;
+            let modbus = Modbus::bind(modbus, controls.clone())?;
             log::info!("wire_up wire=modbus listen={}", modbus.local_addr());
             wires.push(Box::new(modbus));
         }
         if let Some(s7) = &config.output.s7 {
-            wires.push(Box::new(S7::new(s7)?));
+            wires.push(Box::new(S7::new(s7, controls.clone())?));
             log::info!("wire_up wire=s7 plc={}:{} db={}", s7.address, s7.port, s7.db);
         }
         if let Some(mqtt) = &config.output.mqtt {
@@ -160,20 +175,23 @@ impl Line {
             .iter()
             .zip(&card_of)
             .zip(tunings)
-            .map(|((camera, &detector), tuning)| {
+            .zip(triggering.cameras)
+            .map(|(((camera, &detector), tuning), triggers)| {
                 let source = camera.source.clone();
                 CameraSlot {
                     name: camera.name.as_str().into(),
                     open: Box::new(move || camera::open(&source)),
                     detector,
                     tuning,
+                    triggers,
                 }
             })
             .collect();
         let queue = config.queue.clone();
         let ledger = Some((ledger, resumed));
         let pin = config.inference.pin;
-        let parts = Parts { queue, cameras, detectors, pin, outputs: wires, ledger, archive };
+        let outputs = wires;
+        let parts = Parts { queue, cameras, detectors, pin, outputs, ledger, archive, alarms };
         Ok(Line { config, cards, card_of, inspect, parts })
     }
 
@@ -219,6 +237,32 @@ impl Line {
         log::info!("stopping line={}", config.line.name);
         notify(&[NotifyState::Stopping]);
         running.stop()
+    }
+}
+
+/// Who triggers which camera.
+struct Triggering {
+    /// The cameras' ends, by camera.
+    cameras: Vec<Option<Triggers>>,
+    by_plc: Vec<Option<Port>>,
+    by_input: Vec<(u8, Port)>,
+}
+
+impl Triggering {
+    fn of(config: &Config) -> Triggering {
+        let mut triggering =
+            Triggering { cameras: Vec::new(), by_plc: Vec::new(), by_input: Vec::new() };
+        for camera in &config.cameras {
+            let ends = camera.trigger.wait().map(trigger::port);
+            let port = ends.as_ref().map(|(port, _)| port.clone());
+            let by_plc = matches!(camera.trigger, trigger::Config::Plc(_));
+            triggering.by_plc.push(port.clone().filter(|_| by_plc));
+            if let (trigger::Config::Input(eye), Some(port)) = (camera.trigger, port) {
+                triggering.by_input.push((eye.input, port));
+            }
+            triggering.cameras.push(ends.map(|(_, triggers)| triggers));
+        }
+        triggering
     }
 }
 

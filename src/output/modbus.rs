@@ -22,7 +22,7 @@ use serde::Deserialize;
 
 use super::handover::{Handover, Inbox, handover};
 use super::registers::{Beat, Entry, Image, Limits, News};
-use super::{LineStatus, Outcome, RejectOutput, Service};
+use super::{Controls, LineStatus, Outcome, RejectOutput, Service};
 use crate::journal::plain;
 use crate::telemetry::Progress;
 use protocol::{FRAME_BYTES, Framing};
@@ -124,7 +124,7 @@ pub struct Modbus {
 
 impl Modbus {
     /// Takes the port at once; nothing is answered before [`RejectOutput::service`] runs.
-    pub fn bind(config: &Config) -> Result<Modbus> {
+    pub fn bind(config: &Config, controls: Controls) -> Result<Modbus> {
         config.check()?;
         let listener = TcpListener::bind(config.listen).with_context(|| {
             format!("output.modbus.listen = {}: the port can't be taken", config.listen)
@@ -135,7 +135,7 @@ impl Modbus {
         let (news, inbox) = handover("modbus");
         let server = Server {
             config: config.clone(),
-            image: Image::new(config.limits()),
+            image: Image::new(config.limits(), controls),
             inbox,
             poll,
             listener,

@@ -403,6 +403,8 @@ impl Status {
                 LineState::Halted => "halted",
                 LineState::Error => "error",
                 LineState::Initialized => "initialized",
+                LineState::Ready => "ready",
+                LineState::SingleExecution => "single_execution",
                 LineState::ContinuousExecution => "continuous_execution",
             },
             epoch: status.epoch,

@@ -4,19 +4,22 @@
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use crate::output::{LineState, LineStatus, Outcome, Tally};
+use super::handshake::{ResultHandshake, TriggerHandshake};
+use super::{Controls, LineState, LineStatus, Outcome, Tally};
 use crate::verdict::{Cause, Verdict};
 
 /// Addresses on the wire, counted from 0. The register that manuals call 40001 is address 0.
 pub mod map {
     /// Changes when a register changes its place or meaning.
-    pub const VERSION: u16 = 1;
+    pub const VERSION: u16 = 2;
 
     /// Written by the PLC.
     pub const CONTROL: u16 = 0;
     pub const PLC_HEARTBEAT: u16 = 1;
     pub const ACKNOWLEDGE: u16 = 2;
-    pub(in crate::output) const WRITABLE: u16 = 3;
+    /// Camera `n` is bit `n`.
+    pub const TRIGGER: u16 = 3;
+    pub(in crate::output) const WRITABLE: u16 = 4;
 
     /// From here on read only.
     pub const MAP_VERSION: u16 = 100;
@@ -31,6 +34,17 @@ pub mod map {
     pub const CAMERAS_UP: u16 = 109;
     pub const CAMERAS: u16 = 110;
     pub const RING_SLOTS: u16 = 111;
+    /// Camera `n` is bit `n` in these four.
+    pub const TRIGGER_READY: u16 = 112;
+    pub const TRIGGER_ACK: u16 = 113;
+    pub const TRIGGER_MISSED: u16 = 114;
+    pub const EXPOSED: u16 = 115;
+    /// u32
+    pub const MISSED: u16 = 116;
+    /// Alarm with code `c` is bit `c - 1`.
+    pub const ALARMS: u16 = 118;
+    /// The newest one's code.
+    pub const ALARM: u16 = 119;
     /// A copy of the newest ring entry.
     pub const LATEST: u16 = 120;
     /// u64 each
@@ -44,6 +58,16 @@ pub mod map {
     pub const CAUSES: u16 = 176;
     pub(in crate::output) const STATUS_END: u16 = 240;
 
+    pub const HELD_STATUS: u16 = 300;
+    pub const HELD_WAITING: u16 = 301;
+    /// One ring entry.
+    pub const HELD: u16 = 304;
+    /// u64 each: the part that camera `n` was last triggered for.
+    pub const ACQUISITION: u16 = 336;
+    pub(in crate::output) const HANDSHAKE_END: u16 = ACQUISITION + 4 * CAMERAS_TRIGGERED;
+    /// So many cameras, the first ones of the config, can be triggered by a PLC.
+    pub const CAMERAS_TRIGGERED: u16 = 16;
+
     pub const RING: u16 = 1000;
     /// Registers of one entry.
     pub const ENTRY: u16 = 32;
@@ -52,6 +76,15 @@ pub mod map {
 
     /// Bits of [`CONTROL`].
     pub const CLEAR_OVERRUN: u16 = 1 << 0;
+    pub const TRIGGER_ENABLE: u16 = 1 << 1;
+    pub const HOLD_RESULTS: u16 = 1 << 2;
+    pub const RESULTS_ACK: u16 = 1 << 3;
+    pub const CLEAR_ALARMS: u16 = 1 << 4;
+
+    /// Bits of [`HELD_STATUS`].
+    pub const RESULTS_VALID: u16 = 1 << 0;
+    pub const INSPECTION_COMPLETED: u16 = 1 << 1;
+    pub const HELD_OVERRUN: u16 = 1 << 2;
 
     /// Bits of [`STATUS`]; also coils and discrete inputs 0 to 15.
     pub const READY: u16 = 1 << 0;
@@ -63,6 +96,7 @@ pub mod map {
     pub const ACKNOWLEDGE_UNKNOWN: u16 = 1 << 6;
     pub const RESULT_WAITS: u16 = 1 << 7;
     pub const CAMERAS_ALL_UP: u16 = 1 << 8;
+    pub const ALARM_STANDS: u16 = 1 << 9;
 
     /// Offsets in an entry.
     pub const SEQ: u16 = 0;
@@ -131,7 +165,7 @@ impl Default for Limits {
 
 /// One verdict as the PLC reads it; its sequence number is given when it enters the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry([u16; map::ENTRY as usize]);
+pub(super) struct Entry(pub [u16; map::ENTRY as usize]);
 
 impl Entry {
     pub fn of(outcome: &Outcome) -> Entry {
@@ -196,6 +230,9 @@ pub(super) struct Beat {
     cameras: u16,
     all_up: bool,
     evidence_lost: bool,
+    alarms: u16,
+    /// 0: none.
+    alarm: u16,
 }
 
 impl Beat {
@@ -210,6 +247,8 @@ impl Beat {
             cameras: u16::try_from(status.cameras_up.len()).unwrap_or(u16::MAX),
             all_up: status.cameras_up.iter().all(|&up| up),
             evidence_lost: status.evidence_lost,
+            alarms: status.alarms.bits(),
+            alarm: status.alarms.newest().map_or(0, |alarm| u16::from(alarm.code())),
         }
     }
 }
@@ -237,11 +276,19 @@ pub(super) struct Image {
     overrun: bool,
     overruns: u64,
     ring: Box<[Entry]>,
+    trigger: u16,
+    triggers: TriggerHandshake,
+    held: ResultHandshake,
+    controls: Controls,
 }
 
 impl Image {
-    pub fn new(limits: Limits) -> Image {
+    pub fn new(limits: Limits, controls: Controls) -> Image {
         Image {
+            trigger: 0,
+            triggers: TriggerHandshake::new(&controls.triggers),
+            held: ResultHandshake::default(),
+            controls,
             limits,
             control: 0,
             plc_heartbeat: 0,
@@ -271,6 +318,7 @@ impl Image {
         entry.put(map::SEQ_COPY, &[seq]);
         entry.put(map::ENTRY_EPOCH, &pair(self.beat.map_or(0, |(beat, _)| beat.epoch)));
         self.ring[slot] = entry;
+        self.held.publish(entry);
     }
 
     /// What came over from the output thread.
@@ -315,11 +363,17 @@ impl Image {
         let mut put =
             |words: &[u16]| reply.extend(words.iter().flat_map(|word| word.to_be_bytes()));
         if end <= map::WRITABLE {
-            let words = [self.control, self.plc_heartbeat, self.acknowledge];
+            let words = [self.control, self.plc_heartbeat, self.acknowledge, self.trigger];
             put(&words[usize::from(address)..usize::from(end)]);
         } else if (map::MAP_VERSION..map::STATUS_END).contains(&address) && end <= map::STATUS_END {
             let words = self.status_block(now);
             let at = |address: u16| usize::from(address - map::MAP_VERSION);
+            put(&words[at(address)..at(end)]);
+        } else if (map::HELD_STATUS..map::HANDSHAKE_END).contains(&address)
+            && end <= map::HANDSHAKE_END
+        {
+            let words = self.handshake_block();
+            let at = |address: u16| usize::from(address - map::HELD_STATUS);
             put(&words[at(address)..at(end)]);
         } else if (map::RING..ring_end).contains(&address) && end <= ring_end {
             for at in address - map::RING..end - map::RING {
@@ -349,8 +403,13 @@ impl Image {
             match address {
                 map::CONTROL => {
                     // On the rising edge only: a bit left standing must not hide the next overrun.
-                    if value & !self.control & map::CLEAR_OVERRUN != 0 {
+                    let rises = value & !self.control;
+                    if rises & map::CLEAR_OVERRUN != 0 {
                         self.overrun = false;
+                        self.held.clear_overrun();
+                    }
+                    if rises & map::CLEAR_ALARMS != 0 {
+                        self.controls.clear_alarms();
                     }
                     self.control = value;
                 }
@@ -360,9 +419,15 @@ impl Image {
                     }
                     self.plc_heartbeat = value;
                 }
-                _ => self.acknowledge(value),
+                map::ACKNOWLEDGE => self.acknowledge(value),
+                _ => self.trigger = value,
             }
         }
+        let set = |bit: u16| self.control & bit != 0;
+        self.held.write(set(map::HOLD_RESULTS), set(map::RESULTS_ACK));
+        let enabled = set(map::TRIGGER_ENABLE);
+        let ready = self.ready(now);
+        self.triggers.write(enabled, self.trigger, ready, now);
         Ok(())
     }
 
@@ -397,26 +462,32 @@ impl Image {
         }
     }
 
+    fn plc_stale(&self, now: Instant) -> bool {
+        self.plc_changed_at
+            .is_none_or(|at| now.saturating_duration_since(at) > self.limits.plc_heartbeat)
+    }
+
+    fn ready(&self, now: Instant) -> bool {
+        self.beating(now).is_some()
+            && self.state(now).ready()
+            && !(self.limits.require_plc_heartbeat && self.plc_stale(now))
+    }
+
     fn status(&self, now: Instant) -> u16 {
         let state = self.state(now);
         let beat = self.beating(now);
-        let plc_stale = self
-            .plc_changed_at
-            .is_none_or(|at| now.saturating_duration_since(at) > self.limits.plc_heartbeat);
-        let ready = beat.is_some()
-            && state == LineState::ContinuousExecution
-            && !(plc_stale && self.limits.require_plc_heartbeat);
         let lost = self.beat.is_some_and(|(beat, _)| beat.evidence_lost);
         let bits = [
-            (map::READY, ready),
+            (map::READY, self.ready(now)),
             (map::ERROR, state == LineState::Error),
             (map::EVIDENCE_LOST, lost),
             (map::OVERRUN, self.overrun),
-            (map::PLC_STALE, plc_stale),
+            (map::PLC_STALE, self.plc_stale(now)),
             (map::STANDSTILL, beat.is_none()),
             (map::ACKNOWLEDGE_UNKNOWN, self.acknowledge_unknown),
             (map::RESULT_WAITS, self.unacknowledged() > 0),
             (map::CAMERAS_ALL_UP, beat.is_some_and(|beat| beat.all_up)),
+            (map::ALARM_STANDS, self.beat.is_some_and(|(beat, _)| beat.alarms != 0)),
         ];
         bits.iter().filter(|(_, set)| *set).fold(0, |word, (bit, _)| word | bit)
     }
@@ -437,6 +508,17 @@ impl Image {
             put(map::OLDEST_UNACKNOWLEDGED_SEQ, &[seq_of(self.settled + 1)]);
         }
         put(map::RING_SLOTS, &[map::SLOTS]);
+        let triggers = &self.triggers;
+        put(
+            map::TRIGGER_READY,
+            &[
+                triggers.ready(self.ready(now)),
+                triggers.acks(),
+                triggers.missed(),
+                triggers.exposed(),
+            ],
+        );
+        put(map::MISSED, &pair(u32::try_from(triggers.missed_ever()).unwrap_or(u32::MAX)));
         if let Some(newest) = self.published.checked_sub(1) {
             let slot = (newest % u64::from(map::SLOTS)) as usize;
             put(map::LATEST, &self.ring[slot].0);
@@ -447,6 +529,7 @@ impl Image {
             // A line that stands still has no camera that delivers.
             put(map::CAMERAS_UP, &[self.beating(now).map_or(0, |beat| beat.cameras_up)]);
             put(map::CAMERAS, &[beat.cameras]);
+            put(map::ALARMS, &[beat.alarms, beat.alarm]);
             put(map::TRIGGERS, &quad(beat.tally.triggers));
             put(map::ACCEPTED, &quad(beat.tally.accepted));
             put(map::REJECTED, &quad(beat.tally.rejected_total()));
@@ -459,7 +542,31 @@ impl Image {
         }
         block
     }
+
+    fn handshake_block(&self) -> [u16; HANDSHAKE_WORDS] {
+        let mut block = [0; HANDSHAKE_WORDS];
+        let mut put = |address: u16, words: &[u16]| {
+            let at = usize::from(address - map::HELD_STATUS);
+            block[at..at + words.len()].copy_from_slice(words);
+        };
+        let bits = [
+            (map::RESULTS_VALID, self.held.valid().is_some()),
+            (map::INSPECTION_COMPLETED, self.held.completed()),
+            (map::HELD_OVERRUN, self.held.overrun()),
+        ];
+        let status = bits.iter().filter(|(_, set)| *set).fold(0, |word, (bit, _)| word | bit);
+        put(map::HELD_STATUS, &[status, self.held.waiting()]);
+        if let Some(entry) = self.held.valid() {
+            put(map::HELD, &entry.0);
+        }
+        for (camera, address) in (0..map::CAMERAS_TRIGGERED).zip((map::ACQUISITION..).step_by(4)) {
+            put(address, &quad(self.triggers.part(usize::from(camera))));
+        }
+        block
+    }
 }
+
+const HANDSHAKE_WORDS: usize = (map::HANDSHAKE_END - map::HELD_STATUS) as usize;
 
 const STATUS_WORDS: usize = (map::STATUS_END - map::MAP_VERSION) as usize;
 

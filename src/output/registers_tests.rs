@@ -45,6 +45,7 @@ fn status(state: LineState) -> LineStatus {
         tally,
         late_verdicts: 9,
         cameras_up: vec![true, false, true],
+        alarms: Default::default(),
         evidence_lost: false,
     }
 }
@@ -66,7 +67,7 @@ fn accepts(image: &mut Image, parts: std::ops::RangeInclusive<u64>) {
 
 #[test]
 fn at_power_up_nothing_reads_as_ready_or_pass() {
-    let image = Image::new(Limits::default());
+    let image = Image::new(Limits::default(), Controls::default());
     let now = begin();
     assert_eq!(register(&image, map::STATUS, now), map::PLC_STALE | map::STANDSTILL);
     assert_eq!(register(&image, map::STATE, now), 1);
@@ -79,7 +80,7 @@ fn at_power_up_nothing_reads_as_ready_or_pass() {
 
 #[test]
 fn ready_falls_when_the_beats_stop() {
-    let mut image = Image::new(Limits::default());
+    let mut image = Image::new(Limits::default(), Controls::default());
     let start = begin();
     image.beat(Beat::of(&status(LineState::ContinuousExecution)), start);
     let seen = |image: &Image, now| {
@@ -100,7 +101,7 @@ fn ready_falls_when_the_beats_stop() {
 
 #[test]
 fn the_status_block_holds_what_the_beat_said() {
-    let mut image = Image::new(Limits::default());
+    let mut image = Image::new(Limits::default(), Controls::default());
     let now = begin();
     let mut said = status(LineState::ContinuousExecution);
     said.evidence_lost = true;
@@ -129,7 +130,7 @@ fn the_status_block_holds_what_the_beat_said() {
 
 #[test]
 fn an_entry_says_all_of_the_outcome() {
-    let mut image = Image::new(Limits::default());
+    let mut image = Image::new(Limits::default(), Controls::default());
     let now = begin();
     image.beat(Beat::of(&status(LineState::ContinuousExecution)), now);
     let part = 0x0123_4567_89AB_CDEF;
@@ -167,7 +168,7 @@ fn a_score_that_is_no_number_is_not_shown() {
 
 #[test]
 fn overwriting_an_unacknowledged_entry_latches_the_overrun_bit() {
-    let mut image = Image::new(Limits::default());
+    let mut image = Image::new(Limits::default(), Controls::default());
     let now = begin();
     let overrun = |image: &Image| register(image, map::STATUS, now) & map::OVERRUN != 0;
     let lost = |image: &Image| register(image, map::OVERRUNS + 3, now);
@@ -198,7 +199,7 @@ fn overwriting_an_unacknowledged_entry_latches_the_overrun_bit() {
 
 #[test]
 fn late_doubled_and_unknown_acknowledges_change_nothing() {
-    let mut image = Image::new(Limits::default());
+    let mut image = Image::new(Limits::default(), Controls::default());
     let now = begin();
     let waiting = |image: &Image| registers(image, map::UNACKNOWLEDGED, 2, now);
     let unknown = |image: &Image| register(image, map::STATUS, now) & map::ACKNOWLEDGE_UNKNOWN != 0;
@@ -219,7 +220,7 @@ fn late_doubled_and_unknown_acknowledges_change_nothing() {
 /// length of backlog, sees each part once and in order.
 #[test]
 fn the_ring_is_followed_without_loss_over_the_wrap() {
-    let mut image = Image::new(Limits::default());
+    let mut image = Image::new(Limits::default(), Controls::default());
     let now = begin();
     let (mut last, mut published, mut handled) = (0_u16, 0_u64, 0_u64);
     for burst in (0..=255).cycle().take(1200) {
@@ -244,7 +245,7 @@ fn the_ring_is_followed_without_loss_over_the_wrap() {
 #[test]
 fn a_plc_that_stands_still_is_stale() {
     let require = Limits { require_plc_heartbeat: true, ..Limits::default() };
-    let mut image = Image::new(require);
+    let mut image = Image::new(require, Controls::default());
     let start = begin();
     let seen =
         |image: &Image, now| register(image, map::STATUS, now) & (map::READY | map::PLC_STALE);

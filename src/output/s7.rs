@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use super::handover::{Handover, Inbox, handover};
 use super::registers::{Beat, Entry, Exception, Image, Limits, News, map};
-use super::{LineStatus, Outcome, RejectOutput, Service};
+use super::{Controls, LineStatus, Outcome, RejectOutput, Service};
 use crate::journal::plain;
 use crate::telemetry::Progress;
 
@@ -115,11 +115,11 @@ impl S7 {
     ///
     /// # Errors
     /// A config that can't be meant.
-    pub fn new(config: &Config) -> Result<S7> {
+    pub fn new(config: &Config, controls: Controls) -> Result<S7> {
         config.check()?;
         let (news, inbox) = handover("s7");
         let writer = Writer {
-            image: Image::new(config.limits()),
+            image: Image::new(config.limits(), controls),
             config: config.clone(),
             inbox,
             link: None,
@@ -182,6 +182,8 @@ struct Link {
     written: u64,
     /// Status registers from [`map::LATEST`] on, as they lie in the block.
     shown: Vec<u8>,
+    /// The handshake's registers, likewise.
+    hand: Vec<u8>,
     /// The PLC's heartbeat when it was last looked at.
     heartbeat: Option<u16>,
 }
@@ -300,8 +302,14 @@ impl Link {
         client
             .connect_rack_slot(&config.address.to_string(), config.rack, config.slot)
             .map_err(during("connecting"))?;
-        let mut link =
-            Link { client, db: config.db, written: 0, shown: Vec::new(), heartbeat: None };
+        let mut link = Link {
+            client,
+            db: config.db,
+            written: 0,
+            shown: vec![],
+            hand: vec![],
+            heartbeat: None,
+        };
         // Newest and epoch stay until the ring is laid out: they belong together.
         link.write(map::STATUS, &[0, 0]).map_err(during("clearing the status"))?;
         for first in (0..map::SLOTS).step_by(usize::from(ENTRIES_AT_ONCE)) {
@@ -338,6 +346,14 @@ impl Link {
             self.write(map::LATEST + map::ENTRY, counters).map_err(during("writing counters"))?;
             self.shown = shown;
         }
+        let hand = registers(image, map::HELD_STATUS, map::HANDSHAKE_END - map::HELD_STATUS, now)
+            .map_err(during("reading the image"))?;
+        if hand != self.hand {
+            let (flags, held) = hand.split_at(bytes(map::HELD - map::HELD_STATUS));
+            self.write(map::HELD, held).map_err(during("writing the held result"))?;
+            self.write(map::HELD_STATUS, flags).map_err(during("writing that it is held"))?;
+            self.hand = hand;
+        }
         let head = registers(image, map::MAP_VERSION, HEAD, now).map_err(during("the image"))?;
         self.write(map::MAP_VERSION, &head).map_err(during("writing the status"))?;
 
@@ -345,6 +361,15 @@ impl Link {
         self.client.read_db(self.db, 0, &mut said).map_err(during("reading what the PLC says"))?;
         let words: Vec<u16> =
             said.chunks_exact(2).map(|word| u16::from_be_bytes([word[0], word[1]])).collect();
+        if self.heartbeat.is_none() {
+            // So is a trigger that stands since before: no edge was seen.
+            let control = words[usize::from(map::CONTROL)] & !map::TRIGGER_ENABLE;
+            let trigger = words[usize::from(map::TRIGGER)];
+            for (address, word) in [(map::CONTROL, control), (map::TRIGGER, trigger)] {
+                let taken = image.write(address, &[word], clock());
+                taken.map_err(unmapped).map_err(during("taking the PLC's word"))?;
+            }
+        }
         for (address, word) in (0..).zip(words) {
             // What stands in the block was not written now: a heartbeat is one that changes.
             if address == map::PLC_HEARTBEAT {
@@ -370,10 +395,11 @@ impl Link {
 }
 
 /// The registers before the newest result.
-const HEAD: u16 = map::RING_SLOTS + 1 - map::MAP_VERSION;
+const HEAD: u16 = map::LATEST - map::MAP_VERSION;
 
 // What belongs together is written within the smallest PDU.
 const _: () = assert!(2 * HEAD <= PDU_BYTES && 2 * map::ENTRY * ENTRIES_AT_ONCE <= PDU_BYTES);
+const _: () = assert!(2 * (map::HANDSHAKE_END - map::HELD) <= PDU_BYTES);
 
 fn bytes(registers: u16) -> usize {
     2 * usize::from(registers)

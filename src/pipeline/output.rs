@@ -14,12 +14,15 @@ use crate::frame::{Frame, PartId};
 use crate::journal::{Repeats, plain};
 use crate::ledger::{Ledger, Record, Resumed};
 use crate::output::{LineState, LineStatus, Outcome, RejectOutput, Tally};
-use crate::telemetry::{Counters, Latency, Progress};
+use crate::telemetry::{Counters, Latency, Progress, StandingAlarms};
 use crate::tracker::{Track, Tracker};
 use crate::verdict::{Cause, Verdict};
 
 const BEAT_EVERY: Duration = Duration::from_millis(100);
 const SUMMARY_EVERY: Duration = Duration::from_secs(60);
+/// So many parts too late one after the other are no bad luck: the line is in error until one is in
+/// time again.
+const LATE_IN_A_ROW: u32 = 10;
 
 pub(super) struct Setup {
     pub cameras: Vec<Arc<str>>,
@@ -30,6 +33,9 @@ pub(super) struct Setup {
     pub evidence: Sender<Evidence>,
     /// What is worth keeping; `None`: nothing is.
     pub keeping: Option<archive::Config>,
+    /// No camera takes pictures but when it is triggered.
+    pub triggered: bool,
+    pub alarms: Arc<StandingAlarms>,
     pub counters: Arc<Counters>,
     pub progress: Progress,
 }
@@ -51,6 +57,8 @@ pub(super) struct Output {
     wire_faults: u64,
     trouble: Repeats<String>,
     all_cameras_were_up: bool,
+    /// Parts one after the other that this machine had no time for.
+    late_in_a_row: u32,
 }
 
 /// What the minute's summary is about.
@@ -86,6 +94,7 @@ impl Output {
             wire_faults: 0,
             trouble: Repeats::new(Duration::from_secs(60)),
             all_cameras_were_up: false,
+            late_in_a_row: 0,
         }
     }
 
@@ -138,14 +147,22 @@ impl Output {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Triggered { part, frame, name, captured_at, truth } => {
+            Event::Triggered { part, frame, name, captured_at, count, truth } => {
                 if let Some(ledger) = &mut self.setup.ledger {
                     ledger.mark_issued(part);
                 }
                 let tuning = &self.setup.tunings[usize::from(frame.camera)];
                 let decide_at = captured_at + tuning.decide_within;
                 let eject_at = decide_at + tuning.output_latency;
-                let track = Track { part, frame, name, captured_at, decide_at, eject_at, truth };
+                let track =
+                    Track { part, frame, name, captured_at, count, decide_at, eject_at, truth };
+                for i in 0..self.setup.outputs.len() {
+                    let wire = &mut self.setup.outputs[i];
+                    if let Err(error) = wire.triggered(&track) {
+                        let name = wire.name().to_owned();
+                        self.wire_fault(name, &error);
+                    }
+                }
                 self.tracker.admit(track);
             }
             Event::Judged(inspection) => self.judged(*inspection),
@@ -228,7 +245,7 @@ impl Output {
             part: track.part,
             frame: track.frame,
             camera: self.setup.cameras[camera].clone(),
-            name: track.name,
+            name: frame.as_ref().map_or(track.name, |frame| frame.name.clone()),
             verdict,
             score: grounds.score,
             threshold: grounds.threshold,
@@ -238,7 +255,7 @@ impl Output {
             triggered_at: self.wall(track.captured_at),
             image: None,
             reason: grounds.reason,
-            truth: track.truth,
+            truth: frame.as_ref().map_or(track.truth, |frame| frame.truth.clone()),
         };
         let pictured = frame.is_some() || verdict == Verdict::Reject(Cause::TooLate);
         if pictured && self.keeps(&outcome) && !self.setup.evidence.is_full() {
@@ -265,6 +282,10 @@ impl Output {
             }
         }
         self.setup.counters.count(outcome.verdict);
+        self.late_in_a_row = match outcome.verdict {
+            Verdict::Reject(Cause::TooLate | Cause::QueueFull) => self.late_in_a_row + 1,
+            _ => 0,
+        };
         let done = now();
         let latency = done.saturating_duration_since(track.captured_at);
         self.span = Some((self.span.map_or(track.captured_at, |(first, _)| first), done));
@@ -361,18 +382,32 @@ impl Output {
         let all_up =
             (0..cameras_up.len()).all(|camera| cameras_up[camera] || counters.camera_ended(camera));
         self.all_cameras_were_up |= all_up;
-        let failing = counters.detector_failing.load(Ordering::Relaxed);
+        let refuses = self
+            .setup
+            .ledger
+            .as_ref()
+            .is_some_and(|ledger| ledger.fault().is_some() && ledger.lost() > 0);
+        let failing = counters.detector_failing.load(Ordering::Relaxed)
+            || refuses
+            || self.late_in_a_row >= LATE_IN_A_ROW;
+        let tally = counters.tally();
+        let sound = match (self.setup.triggered, tally.in_flight()) {
+            (false, _) => LineState::ContinuousExecution,
+            (true, 0) => LineState::Ready,
+            (true, _) => LineState::SingleExecution,
+        };
         let state = state.unwrap_or(match (all_up && !failing, self.all_cameras_were_up) {
-            (true, _) => LineState::ContinuousExecution,
+            (true, _) => sound,
             (false, false) if !failing => LineState::Initialized,
             (false, _) => LineState::Error,
         });
         LineStatus {
             state,
             epoch: self.epoch,
-            tally: self.before + counters.tally(),
+            tally: self.before + tally,
             late_verdicts: counters.late_verdicts.load(Ordering::Relaxed),
             cameras_up,
+            alarms: self.setup.alarms.get(),
             evidence_lost: counters.archive_failing.load(Ordering::Relaxed)
                 || counters.evidence_lost.load(Ordering::Relaxed) > self.window.evidence_lost
                 || self

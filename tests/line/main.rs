@@ -49,6 +49,7 @@ pub fn status() -> LineStatus {
         tally: Tally { triggers: (1 << 35) + 1, ..Tally::default() },
         late_verdicts: 0,
         cameras_up: vec![true, false],
+        alarms: Default::default(),
         evidence_lost: false,
     }
 }

@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use inspectd::output::RejectOutput;
 use inspectd::output::modbus::{Config, Modbus};
+use inspectd::output::{Controls, RejectOutput};
 use inspectd::telemetry::Progress;
 
 use super::peers::python_with;
@@ -21,7 +21,7 @@ fn pymodbus_reads_what_the_plc_is_promised() {
     let plc_heartbeat_ms = 5000;
     let listen = (Ipv4Addr::LOCALHOST, 0).into();
     let config = Config { listen, plc_heartbeat_ms, ..Config::default() };
-    let mut wire = Modbus::bind(&config).unwrap();
+    let mut wire = Modbus::bind(&config, Controls::default()).unwrap();
     let service = wire.service().unwrap();
     let mut peer = Command::new(python)
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/modbus_peer.py"))

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use inspectd::output::s7::{Config, S7};
-use inspectd::output::{LineState, LineStatus, RejectOutput};
+use inspectd::output::{Controls, LineState, LineStatus, RejectOutput};
 use inspectd::telemetry::Progress;
 use inspectd::verdict::Verdict;
 
@@ -84,7 +84,7 @@ fn a_siemens_plc_gets_every_result_once_also_after_it_froze() {
         "address = \"127.0.0.1\"\nport = {port}\ndb = {DB}\ncycle_ms = 5\nplc_heartbeat_ms = 5000"
     ))
     .unwrap();
-    let mut wire = S7::new(&config).unwrap();
+    let mut wire = S7::new(&config, Controls::default()).unwrap();
     let service = wire.service().unwrap();
     let stop = AtomicBool::new(false);
     thread::scope(|threads| {

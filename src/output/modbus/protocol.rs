@@ -152,10 +152,11 @@ mod tests {
     use rmodbus::{ModbusProto, client::ModbusRequest};
 
     use super::*;
+    use crate::output::Controls;
     use crate::output::registers::{Limits, map};
 
     fn image() -> Image {
-        Image::new(Limits::default())
+        Image::new(Limits::default(), Controls::default())
     }
 
     #[expect(clippy::disallowed_methods, reason = "tests have a clock of their own")]

@@ -38,7 +38,7 @@ fn config() -> Config {
 }
 
 fn run(config: &Config) -> Running {
-    let mut wire = Modbus::bind(config).unwrap();
+    let mut wire = Modbus::bind(config, Controls::default()).unwrap();
     let service = wire.service().unwrap();
     start(wire, service)
 }
@@ -103,6 +103,7 @@ fn status(state: LineState) -> LineStatus {
         tally: Tally::default(),
         late_verdicts: 0,
         cameras_up: vec![],
+        alarms: Default::default(),
         evidence_lost: false,
     }
 }
@@ -201,7 +202,7 @@ fn a_full_house_refuses_until_somebody_has_been_silent() {
 
 #[test]
 fn a_wire_that_stands_still_is_told_and_shows_as_overrun() {
-    let mut wire = Modbus::bind(&config()).unwrap();
+    let mut wire = Modbus::bind(&config(), Controls::default()).unwrap();
     let service = wire.service().unwrap();
     assert!(wire.service().is_none());
     (1..=ROOM as u64).for_each(|part| wire.signal(&outcome(part)).unwrap());
@@ -225,7 +226,7 @@ fn a_wire_that_stands_still_is_told_and_shows_as_overrun() {
 /// The line stops right after its last verdicts, and the PLC comes by later.
 #[test]
 fn after_the_stop_the_plc_reads_the_last_verdicts_and_halted() {
-    let mut wire = Modbus::bind(&config()).unwrap();
+    let mut wire = Modbus::bind(&config(), Controls::default()).unwrap();
     // A test machine may stand still for longer than the line waits.
     wire.server.as_mut().unwrap().farewell = Duration::from_secs(600);
     let service = wire.service().unwrap();
@@ -268,8 +269,11 @@ fn the_farewell_ends_after_the_last_acknowledge_or_when_nobody_acknowledges() {
 
 #[test]
 fn a_taken_port_is_named() {
-    let wire = Modbus::bind(&config()).unwrap();
-    let error = Modbus::bind(&Config { listen: wire.local_addr(), ..config() }).err().unwrap();
+    let wire = Modbus::bind(&config(), Controls::default()).unwrap();
+    let error =
+        Modbus::bind(&Config { listen: wire.local_addr(), ..config() }, Controls::default())
+            .err()
+            .unwrap();
     let text = format!("{error:#}");
     assert!(text.starts_with(&format!("output.modbus.listen = {}", wire.local_addr())), "{text}");
 }
@@ -281,7 +285,7 @@ fn limits_out_of_range_are_refused_by_name() {
         (Config { idle_s: f64::NAN, ..config() }, "modbus.idle_s"),
         (Config { plc_heartbeat_ms: 0, ..config() }, "modbus.plc_heartbeat_ms"),
     ] {
-        let error = Modbus::bind(&config).err().unwrap();
+        let error = Modbus::bind(&config, Controls::default()).err().unwrap();
         assert!(error.to_string().contains(key), "{error}");
     }
 }
