@@ -12,6 +12,7 @@ use crate::telemetry::Progress;
 use crate::verdict::{Cause, Region, Verdict};
 
 mod handover;
+pub mod io;
 pub mod log;
 pub mod modbus;
 pub mod mqtt;
