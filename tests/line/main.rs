@@ -6,6 +6,7 @@ mod peers;
 
 mod modbus;
 mod mqtt;
+mod remote_io;
 mod s7;
 
 use std::sync::Arc;

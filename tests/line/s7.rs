@@ -1,9 +1,6 @@
 //! The S7 wire against a PLC that we did not write: python-snap7's server.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
@@ -12,47 +9,26 @@ use inspectd::output::{Controls, LineState, LineStatus, RejectOutput};
 use inspectd::telemetry::Progress;
 use inspectd::verdict::Verdict;
 
-use super::peers::{free_port, python_with};
+use super::peers::{Peer, free_port, python_with};
 use super::{SetAtEnd, outcome, status};
 
 /// Far beyond what any wait here takes; only a hang meets it.
 const PATIENCE: Duration = Duration::from_secs(60);
 const DB: u16 = 10;
 
-struct Plc {
-    child: Child,
-    said: Receiver<String>,
-}
+struct Plc(Peer);
 
 impl Plc {
     fn start(python: &str, port: u16, count: u64) -> Plc {
-        let mut child = Command::new(python)
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/s7_peer.py"))
-            .args([port.to_string(), DB.to_string(), status().epoch.to_string(), count.to_string()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (told, said) = mpsc::channel();
-        #[expect(clippy::disallowed_methods, reason = "a test's own reader")]
-        thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| told.send(line)));
-        let plc = Plc { child, said };
-        assert_eq!(plc.hear(), "listening");
+        let numbers = [u64::from(port), u64::from(DB), u64::from(status().epoch), count];
+        let plc = Plc(Peer::start(python, "s7_peer.py", &numbers.map(|number| number.to_string())));
+        assert_eq!(plc.0.hear(PATIENCE), "listening");
         plc
-    }
-
-    fn hear(&self) -> String {
-        self.said.recv_timeout(PATIENCE).unwrap()
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
     /// The next result that its program read is the `nth`.
     fn has_read(&self, nth: u64) {
-        let said: serde_json::Value = serde_json::from_str(&self.hear()).unwrap();
+        let said: serde_json::Value = serde_json::from_str(&self.0.hear(PATIENCE)).unwrap();
         let want = outcome(nth);
         let (result, cause) = match want.verdict {
             Verdict::Accept => (1, 0),
@@ -65,14 +41,6 @@ impl Plc {
         assert_eq!(said["score"], want.score.unwrap_or(0.0), "{said}");
         assert_eq!((&said["camera"], &said["threshold"]), (&4.into(), &2.5.into()), "{said}");
         assert_eq!(said["triggers"], status().tally.triggers, "{said}");
-    }
-}
-
-impl Drop for Plc {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -118,13 +86,13 @@ fn a_siemens_plc_gets_every_result_once_also_after_it_froze() {
         publish(&mut wire, 40);
         read(&plc, 40, &mut wire);
         // A PLC that stands still holds up nobody, and misses nothing.
-        plc.signal("-STOP");
+        plc.0.signal("-STOP");
         publish(&mut wire, 20);
         for _ in 0..15 {
             wire.beat(&status()).unwrap();
             thread::sleep(Duration::from_millis(100));
         }
-        plc.signal("-CONT");
+        plc.0.signal("-CONT");
         for _ in 0..20 {
             wire.beat(&status()).unwrap();
             thread::sleep(Duration::from_millis(50));
@@ -133,6 +101,6 @@ fn a_siemens_plc_gets_every_result_once_also_after_it_froze() {
         let halted = LineStatus { state: LineState::Halted, ..status() };
         wire.beat(&halted).unwrap();
         drop(stops);
-        assert!(plc.child.wait().unwrap().success(), "see the peer's words above");
+        assert!(plc.0.child.wait().unwrap().success(), "see the peer's words above");
     });
 }

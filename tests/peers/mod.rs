@@ -3,9 +3,12 @@
 // Each test takes what it needs.
 #![allow(dead_code)]
 
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 
 /// A Python that has `module`: `INSPECTD_PYTHON`, else `python3`. `None` with a clear word where
 /// there is none; with `INSPECTD_REQUIRE_PEERS` set its absence fails.
@@ -22,7 +25,7 @@ pub fn python_with(module: &str) -> Option<String> {
     assert!(
         std::env::var_os("INSPECTD_REQUIRE_PEERS").is_none(),
         "{python} can't import {module} though it was promised; pip install pymodbus==3.16.1 \
-         python-snap7==3.3.0 and set INSPECTD_PYTHON"
+         python-snap7==3.3.0 icspacket==0.3.1 and set INSPECTD_PYTHON"
     );
     println!("SKIPPED: {python} can't import {module}");
     None
@@ -45,6 +48,46 @@ pub fn program(name: &str) -> Option<String> {
     );
     println!("SKIPPED: {name} is not here");
     None
+}
+
+/// A program of this folder, played in Python; it is killed when this is dropped.
+pub struct Peer {
+    pub child: Child,
+    said: Receiver<String>,
+}
+
+impl Peer {
+    pub fn start(python: &str, script: &str, arguments: &[String]) -> Peer {
+        let mut child = Command::new(python)
+            .arg(format!("{}/tests/peers/{script}", env!("CARGO_MANIFEST_DIR")))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (told, said) = mpsc::channel();
+        #[expect(clippy::disallowed_methods, reason = "a test's own reader")]
+        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|l| told.send(l)));
+        Peer { child, said }
+    }
+
+    /// Its next line.
+    pub fn hear(&self, patience: Duration) -> String {
+        self.said.recv_timeout(patience).unwrap()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// A port that nobody has just now.
