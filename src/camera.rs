@@ -87,6 +87,11 @@ pub trait FrameSource {
     /// Waits for the next part, at most about `patience`.
     fn grab(&mut self, patience: Duration) -> Result<Grab, CameraFault>;
 
+    /// False while the source is still being opened: it is no use yet, and no fault either.
+    fn ready(&self) -> bool {
+        true
+    }
+
     /// Takes a picture of the part that is in front of it now, which the next [`FrameSource::grab`]s
     /// wait for. A source that is triggered otherwise, or runs freely, has nothing to do.
     fn trigger(&mut self) -> Result<(), CameraFault> {

@@ -3,8 +3,8 @@
 //! Here are the keys and the trait that a camera library is put behind. [`source`] makes parts of
 //! what arrives and knows no hardware; nor do the rooms it asks: [`continuity`] (are all frames
 //! there?), [`silence`] (does the camera still deliver?), [`pixels`], [`chunks`] and [`encoder`]
-//! (where did the belt stand?), [`features`] (is the camera set as the file says?). Only `stream`
-//! talks to the library.
+//! (where did the belt stand?), [`features`] (is the camera set as the file says?). [`opening`]
+//! keeps the camera thread going until the camera is there. Only `stream` talks to the library.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ mod continuity;
 #[cfg(any(feature = "gige", test))]
 mod encoder;
 pub mod features;
+#[cfg(any(feature = "gige", test))]
+mod opening;
 #[cfg(any(feature = "gige", test))]
 mod pixels;
 #[cfg(any(feature = "gige", test))]
@@ -176,13 +178,12 @@ impl Config {
     }
 }
 
-/// Takes control of the camera, sets it, and starts its frames.
+/// Begins to take control of the camera, to set it and to start its frames. What it says to that
+/// comes with the first grabs.
 #[cfg(feature = "gige")]
 pub fn open(config: &Config) -> Result<Box<dyn FrameSource>, CameraFault> {
     config.check().map_err(|error| CameraFault(format!("{error:#}")))?;
-    let (camera, opened) = stream::open(config)
-        .map_err(|reason| CameraFault(format!("{}: {reason}", config.address)))?;
-    Ok(Box::new(source::Source::new(config, camera, opened)))
+    Ok(Box::new(opening::Opening::start(config, stream::open)?))
 }
 
 /// This build cannot: the feature `gige` is off.

@@ -73,7 +73,9 @@ impl Camera {
                     }
                     Ok(grab) => {
                         let idle = matches!(grab, Grab::Idle);
-                        if !open.proven && (!idle || now() >= open.since + PROVEN_AFTER) {
+                        if !open.source.ready() {
+                            open.since = now();
+                        } else if !open.proven && (!idle || now() >= open.since + PROVEN_AFTER) {
                             open.proven = true;
                             (back_off, complained) = (BACK_OFF[0], false);
                             self.up(true);

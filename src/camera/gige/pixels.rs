@@ -49,6 +49,11 @@ impl Format {
         })
     }
 
+    pub fn name(self) -> &'static str {
+        let known = FORMATS.iter().find(|known| known.2 == self);
+        known.expect("FORMATS has every format").0
+    }
+
     fn bytes_per_pixel(self) -> usize {
         match self {
             Format::Mono8 | Format::Bayer { .. } => 1,
@@ -77,7 +82,7 @@ pub struct Layout {
 pub fn picture(layout: &Layout, bytes: &[u8]) -> Result<Image, String> {
     let Layout { format, code, width, height, padding } = *layout;
     if !format.is_coded(code) {
-        return Err(format!("it came in the pixel format {code:#010x}, not in {format:?}"));
+        return Err(format!("it came in the pixel format {code:#010x}, not in {}", format.name()));
     }
     let (columns, rows) = (width as usize, height as usize);
     if columns == 0 || rows == 0 {
@@ -225,7 +230,8 @@ mod tests {
         let error = picture(&layout("Mono8", 4, 3), &[0; 11]).unwrap_err();
         assert_eq!(error, "only 2 of its 3 rows came");
         let other = Layout { code: 0x0108_0009, ..layout("Mono8", 1, 1) };
-        assert!(picture(&other, &[0]).unwrap_err().contains("0x01080009"));
+        let error = picture(&other, &[0]).unwrap_err();
+        assert_eq!(error, "it came in the pixel format 0x01080009, not in Mono8");
         assert!(picture(&layout("Mono8", 0, 4), &[0]).unwrap_err().contains("0×4"));
         assert!(picture(&layout("BayerRG8", 1, 2), &[0; 2]).unwrap_err().contains("2×2"));
         let error = Format::named("YUV422_8").unwrap_err();

@@ -296,7 +296,7 @@ mod tests {
     fn a_jump_of_ids_is_a_fault() {
         let (camera, mut source) = source("", None);
         deliver(&camera, &[5000, 1]);
-        assert_eq!(describe(source.grab(PATIENCE)), "frame-5000 232");
+        assert_eq!(describe(source.grab(PATIENCE)), "frame-5000 136");
         let fault = describe(source.grab(PATIENCE));
         assert!(fault.starts_with("fault: 10.0.0.5: frame ids went from 5000 to 1"), "{fault}");
     }

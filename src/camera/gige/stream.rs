@@ -4,12 +4,14 @@
 //! asked of it, one puts packets together into the frames' own memory. Both end when the camera
 //! is dropped.
 
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use telegenic::genicam::NodeKind;
-use telegenic::gige::GigeConfig;
-use telegenic::gige::proto::{bootstrap, gvsp};
+use telegenic::gige::proto::{bootstrap, gvcp, gvsp};
+use telegenic::gige::{GigeConfig, GvcpStatus};
 use telegenic::{
     CameraError, Frame, FrameChannel, FrameStatus, GenICamera, GenicamError, PacketSize,
     PayloadKind, SocketOption, StreamChannel, StreamConfig, StreamStats,
@@ -81,19 +83,43 @@ pub fn open(config: &Config) -> Result<(Streaming, Opened), String> {
 }
 
 fn no_connection(error: &GenicamError, config: &Config) -> String {
+    let denied = match error {
+        GenicamError::Camera(CameraError::ControlDenied) => true,
+        // Some cameras do not even answer a second controller.
+        GenicamError::Camera(CameraError::ConnectTimeout) => is_controlled(config.address),
+        _ => false,
+    };
     match error {
+        _ if denied => format!(
+            "another program controls this camera, and only one can; end it, or wait for the \
+             camera's heartbeat to run out after a crash ({} ms where that was inspectd)",
+            config.heartbeat_ms
+        ),
         GenicamError::Camera(CameraError::ConnectTimeout) => format!(
             "no camera answers; is it on, and is its address in the subnet of a network card here? \
              (ping {})",
             config.address
         ),
-        GenicamError::Camera(CameraError::ControlDenied) => format!(
-            "another program controls this camera, and only one can; end it, or wait for the \
-             camera's heartbeat to run out after a crash ({} ms where that was inspectd)",
-            config.heartbeat_ms
-        ),
         error => format!("connecting: {error}"),
     }
+}
+
+/// Asks for the register that says whether somebody controls the camera. Anybody may.
+fn is_controlled(address: Ipv4Addr) -> bool {
+    let ask = || -> io::Result<bool> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((address, gvcp::GVCP_PORT))?;
+        socket.set_read_timeout(Some(ANSWER))?;
+        socket.send(&gvcp::encode_read_reg(&[bootstrap::CONTROL_CHANNEL_PRIVILEGE], 1))?;
+        let mut answer = [0; 64];
+        let length = socket.recv(&mut answer)?;
+        Ok(gvcp::Ack::parse(&answer[..length]).is_some_and(|ack| {
+            let held = bootstrap::CCP_CONTROL | bootstrap::CCP_EXCLUSIVE;
+            ack.status == GvcpStatus::ACCESS_DENIED
+                || ack.register_values().next().is_some_and(|value| value & held != 0)
+        }))
+    };
+    ask().unwrap_or(false)
 }
 
 fn set_trigger(camera: &mut GenICamera, config: &Config) -> Result<(), String> {
@@ -227,11 +253,11 @@ impl Streaming {
             Err(_) => (String::new(), ""),
         };
         log::info!(
-            "gige_open address={address} model=\"{}\" serial=\"{}\" format={:?} packet_bytes={} \
+            "gige_open address={address} model=\"{}\" serial=\"{}\" format={} packet_bytes={} \
              frame_bytes={} rate_hz={}",
             plain(model),
             plain(serial),
-            opened.format,
+            opened.format.name(),
             self.packet_bytes,
             self.payload_bytes,
             opened.rate_hz.map_or("unknown".to_owned(), |rate| format!("{rate:.3}"))
@@ -267,10 +293,12 @@ impl Streaming {
                 let all = self.payload_bytes.div_ceil(block);
                 let missing =
                     self.payload_bytes.saturating_sub(frame.received_size).div_ceil(block);
-                Some(match (frame.width, missing) {
-                    (0, 0) => "its leader never came".to_owned(),
-                    (_, 0) => "its trailer never came".to_owned(),
-                    _ => format!("{} of {all} packets came", all - missing),
+                // The first packet tells where the others belong; without it none is placed.
+                Some(match (frame.width, all - missing) {
+                    (0, came) if came == all => "its leader never came".to_owned(),
+                    (_, came) if came == all => "its trailer never came".to_owned(),
+                    (_, 0) => "its first packet never came".to_owned(),
+                    (_, came) => format!("{came} of {all} packets came"),
                 })
             }
             FrameStatus::Aborted => Some("the stream ended in the middle of it".to_owned()),
