@@ -338,8 +338,9 @@ impl Camera for Streaming {
 
     fn own_losses(&mut self) -> String {
         let stats = self.stats();
-        let (drops, underruns) =
-            (stats.socket_drops - self.told.socket_drops, stats.underruns - self.told.underruns);
+        // The kernel counts its drops in 32 bits.
+        let drops = stats.socket_drops.saturating_sub(self.told.socket_drops);
+        let underruns = stats.underruns - self.told.underruns;
         self.told = stats;
         let mut text = String::new();
         if drops > 0 {
