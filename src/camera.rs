@@ -9,17 +9,19 @@ use serde::Deserialize;
 use crate::frame::{Image, Position, Truth};
 
 pub mod folder;
+pub mod gige;
 pub mod pattern;
 pub mod usb;
 
-/// Which source to open; in the file a table with `kind = "folder" | "pattern" | "usb"` and the
-/// keys of that kind (docs/cameras.md).
+/// Which source to open; in the file a table with `kind = "folder" | "pattern" | "usb" |
+/// "gige"` and the keys of that kind (docs/cameras.md).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Config {
     Folder(folder::Config),
     Pattern(pattern::Config),
     Usb(usb::Config),
+    Gige(gige::Config),
 }
 
 impl Config {
@@ -29,6 +31,7 @@ impl Config {
             Config::Folder(config) => config.check(),
             Config::Pattern(config) => config.check(),
             Config::Usb(config) => config.check(),
+            Config::Gige(config) => config.check(),
         }
     }
 }
@@ -41,6 +44,7 @@ pub fn open(config: &Config) -> Result<Box<dyn FrameSource>, CameraFault> {
         Config::Folder(config) => Box::new(folder::Folder::open(config)?),
         Config::Pattern(config) => Box::new(pattern::Pattern::open(config)?),
         Config::Usb(config) => usb::open(config)?,
+        Config::Gige(config) => gige::open(config)?,
     })
 }
 
@@ -82,6 +86,11 @@ pub struct CameraFault(pub String);
 pub trait FrameSource {
     /// Waits for the next part, at most about `patience`.
     fn grab(&mut self, patience: Duration) -> Result<Grab, CameraFault>;
+
+    /// False while the source is still being opened: it is no use yet, and no fault either.
+    fn ready(&self) -> bool {
+        true
+    }
 
     /// Takes a picture of the part that is in front of it now, which the next [`FrameSource::grab`]s
     /// wait for. A source that is triggered otherwise, or runs freely, has nothing to do.
@@ -138,7 +147,9 @@ mod tests {
             ("kind = 'folder'\npath = 'x'\nrate = 5", "rate"),
             ("kind = 'pattern'\npath = 'x'", "path"),
             ("kind = 'usb'\ndevice = 0\nfps = 5", "fps"),
-            ("kind = 'gige'", "gige"),
+            ("kind = 'gige'", "address"),
+            ("kind = 'gige'\naddress = '10.0.0.5'\nexposure = 5", "exposure"),
+            ("kind = 'firewire'", "firewire"),
             ("path = 'x'", "kind"),
         ] {
             let error = read(text).unwrap_err();
