@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::frame::{Image, Position, Truth};
 
 pub mod folder;
+pub mod line_scan;
 pub mod pattern;
 pub mod usb;
 

@@ -9,6 +9,7 @@ use anyhow::Result;
 
 use crate::frame::{FrameId, PartId, Position, Truth};
 use crate::telemetry::Progress;
+use crate::verdict::web::WebDefect;
 use crate::verdict::{Cause, Region, Verdict};
 
 mod handover;
@@ -150,6 +151,12 @@ pub trait RejectOutput: Send {
 
     /// Says the verdict of one part. Each part comes exactly once.
     fn signal(&mut self, outcome: &Outcome) -> Result<()>;
+
+    /// Tells of a defect of a web, once it is over, or of a piece of a long one. Its parts have had
+    /// their verdicts.
+    fn defect(&mut self, _defect: &WebDefect) -> Result<()> {
+        Ok(())
+    }
 
     /// The heartbeat and the state of the line.
     fn beat(&mut self, status: &LineStatus) -> Result<()>;
