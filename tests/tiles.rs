@@ -9,7 +9,7 @@ use inspectd::camera::pattern;
 use inspectd::detector::bundle::{self, Bundle};
 use inspectd::detector::input::Input;
 use inspectd::detector::patch_prototypes;
-use inspectd::detector::tiles::{self, Tiles};
+use inspectd::detector::tiles::{Layout, Tiles};
 use inspectd::frame::Image;
 use inspectd::nn::BackboneSpec;
 use inspectd::nn::engine::{self, Engine};
@@ -20,7 +20,6 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const SIDE: u32 = 1024;
-const TILE: u32 = 256;
 
 /// Picture number `index` of one part: light and the camera's noise differ.
 fn picture(index: u64) -> RgbImage {
@@ -47,10 +46,12 @@ fn engine() -> Engine {
     Engine::new(&engine::Config { threads: Some(2), pin: false }).unwrap()
 }
 
-fn teach(goods: Vec<RgbImage>) -> Bundle {
-    let goods = (0..)
-        .zip(goods)
-        .map(|(i, image)| Good::Picture { name: format!("good-{i:04}"), image: Image::Rgb(image) });
+/// On eight good pictures.
+fn teach(tiles: Option<Layout>) -> Bundle {
+    let goods = (0..8).map(|index| Good::Picture {
+        name: format!("good-{index}"),
+        image: Image::Rgb(picture(index)),
+    });
     let config = Config {
         backbone: BackboneSpec::Compact,
         input: Input { width: 128, height: 128 },
@@ -60,6 +61,7 @@ fn teach(goods: Vec<RgbImage>) -> Bundle {
         false_rejects: 0.001,
         significant_bits: 16,
         precision: Wanted::F32,
+        tiles,
     };
     let loaded = patch_prototypes::load_backbone(&config.backbone).unwrap();
     let plan = config.plan(goods.collect(), &loaded).unwrap();
@@ -72,22 +74,10 @@ fn teach(goods: Vec<RgbImage>) -> Bundle {
 
 #[test]
 fn a_small_defect_that_shrinking_hides_is_found_on_tiles() {
-    let goods: Vec<RgbImage> = (0..8).map(picture).collect();
-    let tiles = tiles::Config { size_px: TILE, overlap_px: 32, picture_px: [SIDE, SIDE] };
-    tiles.check().unwrap();
-    // To teach on tiles, good pictures are cut as those of the line will be.
-    let starts = [0, 224, 448, 672, 768];
-    assert_eq!(tiles.count(SIDE, SIDE), starts.len() * starts.len());
-    let tiled: Vec<RgbImage> = goods[..4]
-        .iter()
-        .flat_map(|good| {
-            let places = starts.into_iter().flat_map(|y| starts.map(|x| (x, y)));
-            places.map(|(x, y)| image::imageops::crop_imm(good, x, y, TILE, TILE).to_image())
-        })
-        .collect();
-    let whole = teach(goods);
-    let Bundle { card, detector } = teach(tiled);
-    let tiles = Bundle { card, detector: Tiles::around(Some(&tiles), detector) };
+    let layout: Layout = "256:32".parse().unwrap();
+    let whole = teach(None);
+    let Bundle { card, detector } = teach(Some(layout));
+    let tiles = Bundle { card, detector: Box::new(Tiles::new(layout, detector)) };
 
     let good = picture(100);
     let mut defect = good.clone();

@@ -28,7 +28,7 @@ pub fn run(args: &Args) -> Result<()> {
         let timing = time_inspection(detector.as_mut(), timed_with(camera))?;
         let tiles = camera.tiles.as_ref().map(|tiles| {
             let [width, height] = tiles.picture_px;
-            format!(" of {width} × {height} pixels, {} tiles", tiles.count(width, height))
+            format!(" of {width} × {height} pixels, {} tiles", tiles.layout().count(width, height))
         });
         println!(
             "camera {}: {} from {}, threshold {}; an inspection{} takes {:.1} ms; {}",

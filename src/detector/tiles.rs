@@ -20,7 +20,7 @@
 //!
 //! Letters: H × W the picture's map, h × w a tile's.
 
-use std::ops::Range;
+use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 use image::{GrayImage, RgbImage};
@@ -42,10 +42,35 @@ pub struct Config {
     pub picture_px: [u32; 2],
 }
 
+/// How pictures are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// As in [`Config`].
+    pub size_px: u32,
+    pub overlap_px: u32,
+}
+
 impl Config {
     /// Refuses values that cannot be meant. The caller adds file and table to the message.
     pub fn check(&self) -> Result<()> {
-        let Config { size_px, overlap_px, picture_px: [width, height] } = *self;
+        self.layout().check()?;
+        let [width, height] = self.picture_px;
+        ensure!(
+            (1..=MOST_SIDE).contains(&width) && (1..=MOST_SIDE).contains(&height),
+            "picture_px = [{width}, {height}]: both must be in 1..={MOST_SIDE}"
+        );
+        Ok(())
+    }
+
+    pub fn layout(&self) -> Layout {
+        Layout { size_px: self.size_px, overlap_px: self.overlap_px }
+    }
+}
+
+impl Layout {
+    /// Refuses sizes that cannot be meant.
+    pub fn check(&self) -> Result<()> {
+        let Layout { size_px, overlap_px } = *self;
         ensure!(
             (LEAST_TILE..=MOST_SIDE).contains(&size_px),
             "size_px = {size_px} is not in {LEAST_TILE}..={MOST_SIDE}"
@@ -53,10 +78,6 @@ impl Config {
         ensure!(
             overlap_px <= size_px / 2,
             "overlap_px = {overlap_px} is more than half of size_px = {size_px}; an eighth is usual"
-        );
-        ensure!(
-            (1..=MOST_SIDE).contains(&width) && (1..=MOST_SIDE).contains(&height),
-            "picture_px = [{width}, {height}]: both must be in 1..={MOST_SIDE}"
         );
         Ok(())
     }
@@ -66,13 +87,79 @@ impl Config {
         self.starts(width).len() * self.starts(height).len()
     }
 
+    /// The tiles of a picture, from left to right and from top to bottom.
+    ///
+    /// # Errors
+    /// A picture without pixels.
+    pub fn tiles(&self, image: &Image) -> Result<Vec<Image>> {
+        let places = self.places(image)?;
+        let mut tiles = vec![Image::Gray(GrayImage::new(0, 0)); places.len()];
+        for (tile, place) in tiles.iter_mut().zip(places) {
+            self.cut(image, place, tile)?;
+        }
+        Ok(tiles)
+    }
+
+    /// Left and top of each tile.
+    fn places(&self, image: &Image) -> Result<Vec<[u32; 2]>> {
+        let (width, height) = (image.width(), image.height());
+        ensure!(width > 0 && height > 0, "a picture of {width} × {height} has no pixels");
+        let lefts = self.starts(width);
+        let row = |top| lefts.iter().map(move |&left| [left, top]);
+        Ok(self.starts(height).into_iter().flat_map(row).collect())
+    }
+
     /// Where tiles begin along a side.
     fn starts(&self, side: u32) -> Vec<u32> {
-        let Config { size_px, overlap_px, .. } = *self;
+        let Layout { size_px, overlap_px } = *self;
         let last = side.saturating_sub(size_px);
         let mut starts: Vec<u32> = (0..last).step_by((size_px - overlap_px) as usize).collect();
         starts.push(last);
         starts
+    }
+
+    /// Puts the pixels of the tile at `place` into the memory of another.
+    fn cut(&self, image: &Image, [left, top]: [u32; 2], tile: &mut Image) -> Result<()> {
+        let (width, height) = (self.size_px.min(image.width()), self.size_px.min(image.height()));
+        let rows = |samples: &[u8], channels: usize, mut into: Vec<u8>| {
+            into.clear();
+            let stride = image.width() as usize * channels;
+            let columns = left as usize * channels..(left + width) as usize * channels;
+            for row in samples.chunks_exact(stride).skip(top as usize).take(height as usize) {
+                into.extend_from_slice(&row[columns.clone()]);
+            }
+            into
+        };
+        let memory = match std::mem::replace(tile, Image::Gray(GrayImage::new(0, 0))) {
+            Image::Gray(gray) => gray.into_raw(),
+            Image::Rgb(rgb) => rgb.into_raw(),
+        };
+        let filled = match image {
+            Image::Gray(gray) => {
+                GrayImage::from_raw(width, height, rows(gray.as_raw(), 1, memory)).map(Image::Gray)
+            }
+            Image::Rgb(rgb) => {
+                RgbImage::from_raw(width, height, rows(rgb.as_raw(), 3, memory)).map(Image::Rgb)
+            }
+        };
+        *tile = filled.context("a tile reaches beyond its picture")?;
+        Ok(())
+    }
+}
+
+impl FromStr for Layout {
+    type Err = anyhow::Error;
+
+    /// `SIZE:OVERLAP`
+    fn from_str(text: &str) -> Result<Layout> {
+        let sides = text.split_once(':').unwrap_or((text, "0"));
+        let pixels = |side: &str| {
+            side.parse::<u32>()
+                .with_context(|| format!("tiles {text}: must be SIZE:OVERLAP in pixels, such as 512:64"))
+        };
+        let layout = Layout { size_px: pixels(sides.0)?, overlap_px: pixels(sides.1)? };
+        layout.check()?;
+        Ok(layout)
     }
 }
 
@@ -85,7 +172,7 @@ const BATCH: usize = 8;
 
 /// A detector that sees tiles, behind the face of one that sees pictures.
 pub struct Tiles {
-    config: Config,
+    layout: Layout,
     detector: Box<dyn Detector>,
     /// Tiles of the batch; their memory is used again.
     cut: Vec<Image>,
@@ -94,34 +181,30 @@ pub struct Tiles {
 }
 
 impl Tiles {
-    /// `config` is one that [`Config::check`] passes.
-    pub fn new(config: Config, detector: Box<dyn Detector>) -> Tiles {
-        Tiles { config, detector, cut: Vec::new(), band: Vec::new() }
+    /// `layout` is one that [`Layout::check`] passes.
+    pub fn new(layout: Layout, detector: Box<dyn Detector>) -> Tiles {
+        Tiles { layout, detector, cut: Vec::new(), band: Vec::new() }
     }
 
     /// `detector` itself where there are no tiles.
     pub fn around(config: Option<&Config>, detector: Box<dyn Detector>) -> Box<dyn Detector> {
         match config {
-            Some(config) => Box::new(Tiles::new(config.clone(), detector)),
+            Some(config) => Box::new(Tiles::new(config.layout(), detector)),
             None => detector,
         }
     }
 
     fn inspect(&mut self, image: &Image) -> Result<Detection> {
+        let places = self.layout.places(image)?;
         let (width, height) = (image.width(), image.height());
-        ensure!(width > 0 && height > 0, "a picture of {width} × {height} has no pixels");
-        let size = self.config.size_px;
-        let (lefts, tops) = (self.config.starts(width), self.config.starts(height));
-        let (tile_width, tile_height) = (size.min(width), size.min(height));
-        let places: Vec<(usize, usize)> =
-            (0..tops.len()).flat_map(|y| (0..lefts.len()).map(move |x| (x, y))).collect();
-
+        let (lefts, tops) = (self.layout.starts(width), self.layout.starts(height));
+        let size = self.layout.size_px;
         let mut score = f32::NEG_INFINITY;
         let mut whole: Option<Whole> = None;
-        for batch in places.chunks(BATCH) {
+        for (first, batch) in (0..).step_by(BATCH).zip(places.chunks(BATCH)) {
             self.cut.resize_with(batch.len(), || Image::Gray(GrayImage::new(0, 0)));
-            for (tile, &(x, y)) in self.cut.iter_mut().zip(batch) {
-                cut(image, [lefts[x], tops[y]], [tile_width, tile_height], tile)?;
+            for (tile, &place) in self.cut.iter_mut().zip(batch) {
+                self.layout.cut(image, place, tile)?;
             }
             let detections = self.detector.detect(&self.cut.iter().collect::<Vec<_>>())?;
             ensure!(
@@ -130,18 +213,18 @@ impl Tiles {
                 detections.len(),
                 batch.len()
             );
-            for (Detection { score: own, map }, &(x, y)) in detections.into_iter().zip(batch) {
+            for (i, Detection { score: own, map }) in (first..).zip(detections) {
                 // max() would pass over what is not a number.
                 score = if own.is_finite() && !score.is_nan() { score.max(own) } else { f32::NAN };
                 let whole = match &mut whole {
                     Some(whole) => whole,
                     None => whole.insert(Whole::new(
                         &map,
-                        Side::new(&lefts, tile_width, width, map.width)?,
-                        Side::new(&tops, tile_height, height, map.height)?,
+                        Side::new(&lefts, size.min(width), width, map.width)?,
+                        Side::new(&tops, size.min(height), height, map.height)?,
                     )?),
                 };
-                whole.add(&map, (x, y), &mut self.band)?;
+                whole.add(&map, (i % lefts.len(), i / lefts.len()), &mut self.band)?;
             }
         }
         let map = whole.context("a picture without tiles")?.map;
@@ -255,35 +338,6 @@ fn mix(there: f32, new: f32, weight: Option<f32>) -> f32 {
     weight.map_or(new, |weight| there + weight * (new - there))
 }
 
-/// The pixels of a tile, into the memory of one before it.
-fn cut(image: &Image, [x, y]: [u32; 2], [w, h]: [u32; 2], tile: &mut Image) -> Result<()> {
-    let rows = |samples: &[u8], channels: usize, mut into: Vec<u8>| {
-        into.clear();
-        let stride = image.width() as usize * channels;
-        let columns = columns(x, w, channels);
-        for row in samples.chunks_exact(stride).skip(y as usize).take(h as usize) {
-            into.extend_from_slice(&row[columns.clone()]);
-        }
-        into
-    };
-    let memory = match std::mem::replace(tile, Image::Gray(GrayImage::new(0, 0))) {
-        Image::Gray(gray) => gray.into_raw(),
-        Image::Rgb(rgb) => rgb.into_raw(),
-    };
-    let filled = match image {
-        Image::Gray(gray) => {
-            GrayImage::from_raw(w, h, rows(gray.as_raw(), 1, memory)).map(Image::Gray)
-        }
-        Image::Rgb(rgb) => RgbImage::from_raw(w, h, rows(rgb.as_raw(), 3, memory)).map(Image::Rgb),
-    };
-    *tile = filled.context("a tile reaches beyond its picture")?;
-    Ok(())
-}
-
-fn columns(x: u32, width: u32, channels: usize) -> Range<usize> {
-    x as usize * channels..(x + width) as usize * channels
-}
-
 #[cfg(test)]
 mod tests {
     use image::{Luma, Rgb};
@@ -325,14 +379,14 @@ mod tests {
         }
     }
 
-    fn config(size_px: u32, overlap_px: u32) -> Config {
-        let config = Config { size_px, overlap_px, picture_px: [100, 100] };
-        config.check().unwrap();
-        config
+    fn layout(size_px: u32, overlap_px: u32) -> Layout {
+        let layout = Layout { size_px, overlap_px };
+        layout.check().unwrap();
+        layout
     }
 
-    fn detect(config: &Config, detector: Box<dyn Detector>, image: &Image) -> Detection {
-        Tiles::new(config.clone(), detector).detect(&[image]).unwrap().remove(0)
+    fn detect(layout: Layout, detector: Box<dyn Detector>, image: &Image) -> Detection {
+        Tiles::new(layout, detector).detect(&[image]).unwrap().remove(0)
     }
 
     fn flat(width: u32, height: u32, level: u8) -> Image {
@@ -341,13 +395,13 @@ mod tests {
 
     #[test]
     fn tiles_cover_a_side_and_the_last_is_moved_inwards() {
-        let config = config(100, 20);
-        assert_eq!(config.starts(40), [0]);
-        assert_eq!(config.starts(100), [0]);
-        assert_eq!(config.starts(101), [0, 1]);
-        assert_eq!(config.starts(180), [0, 80]);
-        assert_eq!(config.starts(181), [0, 80, 81]);
-        assert_eq!(config.count(180, 100), 2);
+        let layout = layout(100, 20);
+        assert_eq!(layout.starts(40), [0]);
+        assert_eq!(layout.starts(100), [0]);
+        assert_eq!(layout.starts(101), [0, 1]);
+        assert_eq!(layout.starts(180), [0, 80]);
+        assert_eq!(layout.starts(181), [0, 80, 81]);
+        assert_eq!(layout.count(180, 100), 2);
     }
 
     proptest! {
@@ -361,8 +415,8 @@ mod tests {
             plus in 0.0..1.0f32,
         ) {
             let picture = GrayImage::from_fn(width, height, |x, y| Luma([(x * 7 + y * 13) as u8]));
-            let config = config(size, overlap);
-            let found = detect(&config, Levels::boxed(None, plus), &Image::Gray(picture.clone()));
+            let layout = layout(size, overlap);
+            let found = detect(layout, Levels::boxed(None, plus), &Image::Gray(picture.clone()));
             prop_assert_eq!((found.map.width, found.map.height), (width as usize, height as usize));
             for (score, pixel) in found.map.scores.iter().zip(picture.pixels()) {
                 prop_assert_eq!(*score, f32::from(pixel.0[0]) + plus);
@@ -380,8 +434,8 @@ mod tests {
             map in (1..40usize, 1..40usize),
             plus in 0.0..1.0f32,
         ) {
-            let config = config(size, overlap);
-            let found = detect(&config, Levels::boxed(Some(map), plus), &flat(width, height, 3));
+            let layout = layout(size, overlap);
+            let found = detect(layout, Levels::boxed(Some(map), plus), &flat(width, height, 3));
             prop_assert!(found.map.scores.iter().all(|&score| score == 3.0 + plus));
             let scale = |side: u32, places: usize| {
                 let exact = side as f32 * places as f32 / size.min(side) as f32;
@@ -395,14 +449,14 @@ mod tests {
     #[test]
     fn a_small_defect_survives_wherever_it_lies() {
         // Tiles begin at 0, 48, 96 and 137: seams, corners, the last tile and the picture's edge.
-        let config = config(64, 16);
+        let layout = layout(64, 16);
         for x in [0, 46, 47, 48, 55, 62, 63, 95, 136, 137, 198] {
             for y in [0, 47, 63, 136, 198] {
                 let mut picture = GrayImage::from_pixel(201, 201, Luma([10]));
                 for (dx, dy) in (0..3).flat_map(|dx| (0..3).map(move |dy| (dx, dy))) {
                     picture.put_pixel(x + dx, y + dy, Luma([200]));
                 }
-                let found = detect(&config, Levels::boxed(None, 0.0), &Image::Gray(picture));
+                let found = detect(layout, Levels::boxed(None, 0.0), &Image::Gray(picture));
                 assert_eq!(found.score, 200.0, "{x}, {y}");
                 let of = |x: u32, y: u32| found.map.scores[(y * 201 + x) as usize];
                 assert_eq!([of(x, y), of(x + 2, y + 2)], [200.0; 2], "{x}, {y}");
@@ -428,7 +482,7 @@ mod tests {
 
     #[test]
     fn where_tiles_differ_one_passes_into_the_other_along_half_a_cosine() {
-        let found = detect(&config(32, 8), Box::new(Counts(0.0)), &flat(56, 20, 0));
+        let found = detect(layout(32, 8), Box::new(Counts(0.0)), &flat(56, 20, 0));
         assert_eq!((found.map.width, found.map.height, found.score), (56, 20, 1.0));
         let row = &found.map.scores[..56];
         assert!(row[..24].iter().all(|&score| score == 0.0));
@@ -443,9 +497,9 @@ mod tests {
     #[test]
     fn colour_stays_colour() {
         let picture = Image::Rgb(RgbImage::from_fn(70, 40, |x, y| Rgb([x as u8, y as u8, 9])));
-        let mut tile = flat(1, 1, 0);
-        cut(&picture, [38, 8], [32, 32], &mut tile).unwrap();
-        let Image::Rgb(tile) = tile else { panic!("a tile of a colour picture") };
+        let tiles = layout(32, 8).tiles(&picture).unwrap();
+        assert_eq!(tiles.len(), 6);
+        let Image::Rgb(tile) = tiles[5].clone() else { panic!("a tile of a colour picture") };
         assert_eq!(tile, RgbImage::from_fn(32, 32, |x, y| Rgb([x as u8 + 38, y as u8 + 8, 9])));
     }
 
@@ -469,7 +523,7 @@ mod tests {
     fn one_score_that_is_no_number_spoils_the_picture() {
         for score in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for at in 0..4 {
-                let found = detect(&config(32, 0), Box::new(Spoilt { score, at }), &flat(64, 64, 5));
+                let found = detect(layout(32, 0), Box::new(Spoilt { score, at }), &flat(64, 64, 5));
                 assert!(!found.score.is_finite(), "{score} at {at}: {}", found.score);
             }
         }
@@ -483,7 +537,7 @@ mod tests {
                 Ok(Vec::new())
             }
         }
-        let mut tiles = Tiles::new(config(32, 0), Box::new(Silent));
+        let mut tiles = Tiles::new(layout(32, 0), Box::new(Silent));
         let error = tiles.detect(&[&flat(64, 64, 0)]).unwrap_err().to_string();
         assert!(error.contains("answered 0 of 4 tiles"), "{error}");
         assert!(tiles.detect(&[]).is_err());
@@ -499,6 +553,12 @@ mod tests {
         ] {
             let config: Config = toml::from_str(text).unwrap();
             let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+        assert_eq!("512:64".parse::<Layout>().unwrap(), layout(512, 64));
+        assert_eq!("512".parse::<Layout>().unwrap(), layout(512, 0));
+        for (text, says) in [("a:b", "tiles a:b"), ("16:4", "size_px = 16"), ("64:33", "overlap")] {
+            let error = text.parse::<Layout>().unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");
         }
     }
