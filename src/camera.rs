@@ -10,6 +10,7 @@ use crate::frame::{Image, Position, Truth};
 
 pub mod folder;
 pub mod gige;
+pub mod line_scan;
 pub mod pattern;
 pub mod usb;
 
