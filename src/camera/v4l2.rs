@@ -23,6 +23,7 @@ use unpack::Unpacker;
 /// `unsafe` for the ioctls and the mapped buffers of the driver; the other cameras' rooms need none.
 #[allow(unsafe_code)]
 mod device;
+mod jpeg;
 mod negotiate;
 mod stream;
 mod uapi;

@@ -513,10 +513,10 @@ mod tests {
 
     #[test]
     fn each_frame_is_a_part_with_the_time_of_the_driver() {
-        let mut stream = stream(Policy::Every, [frame(10, 0), frame(30, 1), frame(230, 2)]);
+        let mut stream = stream(Policy::Every, [frame(10, 0), frame(30, 1), frame(240, 2)]);
         assert_grabs(
             &mut stream,
-            &["frame-0 0 @5", "frame-1 1 @25", "Idle", "Idle", "frame-2 2 @225"],
+            &["frame-0 0 @5", "frame-1 1 @25", "Idle", "Idle", "frame-2 2 @235"],
         );
     }
 
