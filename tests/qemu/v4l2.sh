@@ -73,7 +73,7 @@ put() {
         cp -Lu "$library" "$root$library"
     done
 }
-put "$program" test
+put "$program" vivid-tests
 put "$(command -v v4l2-ctl)" v4l2-ctl
 
 # node_types=1: a capture node only; input_types=0: a webcam, whose sizes and rates are a list.
@@ -90,7 +90,7 @@ for module in /modules/*; do
     *) insmod $module ;;
     esac || echo "guest: $module does not load"
 done
-test --test-threads=1 --nocapture $(cat /filter)
+vivid-tests --test-threads=1 --nocapture $(cat /filter)
 echo "guest: rc=$?"
 poweroff -f
 EOF

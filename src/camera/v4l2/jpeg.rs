@@ -97,7 +97,8 @@ mod tests {
     #[test]
     fn all_else_stays_as_it_is() {
         let whole = jpeg();
-        for bytes in [&whole, &whole[..30], &whole[..3], &[], &[0xff, 0xd8, 0xff, 0xff, 0xff, 0xff]] {
+        for bytes in [&whole, &whole[..30], &whole[..3], &[], &[0xff, 0xd8, 0xff, 0xff, 0xff, 0xff]]
+        {
             assert!(matches!(with_tables(bytes), Cow::Borrowed(same) if same == bytes));
         }
     }

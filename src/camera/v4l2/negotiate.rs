@@ -8,11 +8,11 @@ use std::fmt::{self, Display, Write};
 use rustix::io::Errno;
 
 use super::uapi::{
-    CAP_DEVICE_CAPS, CAP_STREAMING, CAP_TIME_PER_FRAME, CAP_VIDEO_CAPTURE, CAP_VIDEO_CAPTURE_MPLANE,
-    CAPTURE, CTRL_BITMASK, CTRL_BOOLEAN, CTRL_CLASS, CTRL_DISABLED, CTRL_INACTIVE, CTRL_INTEGER,
-    CTRL_INTEGER_MENU, CTRL_MENU, CTRL_NEXT, CTRL_READ_ONLY, CTRL_WRITE_ONLY, Capability,
-    CaptureParm, Control, DISCRETE, Format, FormatDescription, Fract, FrameInterval, FrameSize,
-    PROGRESSIVE, PixFormat, QueryControl, StreamParm, text,
+    CAP_DEVICE_CAPS, CAP_STREAMING, CAP_TIME_PER_FRAME, CAP_VIDEO_CAPTURE,
+    CAP_VIDEO_CAPTURE_MPLANE, CAPTURE, CTRL_BITMASK, CTRL_BOOLEAN, CTRL_CLASS, CTRL_DISABLED,
+    CTRL_INACTIVE, CTRL_INTEGER, CTRL_INTEGER_MENU, CTRL_MENU, CTRL_NEXT, CTRL_READ_ONLY,
+    CTRL_WRITE_ONLY, Capability, CaptureParm, Control, DISCRETE, Format, FormatDescription, Fract,
+    FrameInterval, FrameSize, PROGRESSIVE, PixFormat, QueryControl, StreamParm, text,
 };
 use super::{Config, ControlValue};
 
@@ -191,11 +191,7 @@ fn list<T>(ask: impl Fn(u32) -> Result<T, Errno>, tell: impl Fn(T) -> String) ->
 fn formats(node: &impl Node) -> Vec<String> {
     list(
         |index| {
-            node.format(FormatDescription {
-                index,
-                kind: CAPTURE,
-                ..FormatDescription::default()
-            })
+            node.format(FormatDescription { index, kind: CAPTURE, ..FormatDescription::default() })
         },
         |offer| FourCc(offer.pixel_format).to_string(),
     )
@@ -205,7 +201,8 @@ fn sizes(node: &impl Node, pixel_format: u32) -> Vec<String> {
     list(
         |index| {
             // A range is one answer, whatever the index.
-            let offer = node.frame_size(FrameSize { index, pixel_format, ..FrameSize::default() })?;
+            let offer =
+                node.frame_size(FrameSize { index, pixel_format, ..FrameSize::default() })?;
             if offer.kind != DISCRETE && index > 0 { Err(Errno::INVAL) } else { Ok(offer) }
         },
         |FrameSize { kind, range: [a, b, c, d, e, f], .. }| match kind {
@@ -306,8 +303,7 @@ fn now(node: &impl Node, control: &QueryControl) -> QueryControl {
 }
 
 fn settable(name: &str, control: &QueryControl, value: i32) -> Result<(), String> {
-    let by_number =
-        [CTRL_INTEGER, CTRL_BOOLEAN, CTRL_MENU, CTRL_BITMASK, CTRL_INTEGER_MENU];
+    let by_number = [CTRL_INTEGER, CTRL_BOOLEAN, CTRL_MENU, CTRL_BITMASK, CTRL_INTEGER_MENU];
     if !by_number.contains(&control.kind) || control.flags & CTRL_READ_ONLY != 0 {
         return Err(format!("[controls] {name} cannot be set to a number"));
     }
@@ -439,8 +435,7 @@ mod tests {
             parm.capture.capability = self.can_rate;
             if hertz(parm.capture.time_per_frame) != Some(15.0) {
                 // As uvcvideo has 30 Hz, in units of 100 ns.
-                parm.capture.time_per_frame =
-                    Fract { numerator: 333_333, denominator: 10_000_000 };
+                parm.capture.time_per_frame = Fract { numerator: 333_333, denominator: 10_000_000 };
             }
             Ok(parm)
         }
@@ -548,8 +543,14 @@ mod tests {
         assert_eq!((fake.manual, fake.exposure), (1, 60));
 
         for (text, says) in [
-            ("manual = true\nexposure_time_absolute = 65", "= 65 was set, but it is 60; it may be 10 to 500 in steps of 10"),
-            ("exposure_time_absolute = 70", "(os error 5); it may be 10 to 500 in steps of 10 once"),
+            (
+                "manual = true\nexposure_time_absolute = 65",
+                "= 65 was set, but it is 60; it may be 10 to 500 in steps of 10",
+            ),
+            (
+                "exposure_time_absolute = 70",
+                "(os error 5); it may be 10 to 500 in steps of 10 once",
+            ),
             ("exposure_time_absolute = 501", "= 501 is out of range; it may be 10 to 500"),
             ("gain = 3", "gain is not a control of it; it has exposure_time_absolute, manual, do"),
             ("do_white_balance = 1", "do_white_balance cannot be set"),

@@ -224,10 +224,7 @@ impl<D: Driver> Stream<D> {
 
     fn longest_to_picture(&self) -> Duration {
         let Settings { period, silence, .. } = self.settings;
-        period
-            .map(|period| period * PERIODS_TO_PICTURE)
-            .or(silence)
-            .unwrap_or(LONGEST_TO_PICTURE)
+        period.map(|period| period * PERIODS_TO_PICTURE).or(silence).unwrap_or(LONGEST_TO_PICTURE)
     }
 
     /// Our number of a frame, and how many before it were lost.
@@ -655,7 +652,8 @@ mod tests {
         for _ in 0..3 {
             stream.trigger().unwrap();
         }
-        let none = "no-frame bad: triggered before the camera had taken the picture of the part before";
+        let none =
+            "no-frame bad: triggered before the camera had taken the picture of the part before";
         assert_grabs(&mut stream, &["frame-0 0 @5", none, none, "Idle"]);
 
         // One that comes when the picture of the part before is there, though not yet fetched, is in time.
@@ -692,7 +690,9 @@ mod tests {
     #[test]
     fn a_picture_is_of_its_own_buffer() {
         let mut stream = stream(Policy::Every, [frame(10, 200)]);
-        let Ok(Grab::Picture(picture)) = stream.grab(100 * MS) else { panic!("a picture is there") };
+        let Ok(Grab::Picture(picture)) = stream.grab(100 * MS) else {
+            panic!("a picture is there")
+        };
         assert_eq!(picture.image, Image::Gray(GrayImage::from_pixel(1, 1, Luma([200]))));
     }
 }

@@ -27,18 +27,16 @@ enum Packing {
 enum Samples {
     Grey,
     /// 16 bits, little-endian, of which the lower `bits` carry the picture.
-    Deep { bits: u32 },
+    Deep {
+        bits: u32,
+    },
     Yuyv(Box<YcbcrToRgb>),
 }
 
 impl Unpacker {
     /// For frames of `format` as the driver has agreed to them in `pix`. `significant_bits`: of
     /// [`Format::Y16`].
-    pub fn new(
-        format: Format,
-        significant_bits: u32,
-        pix: &PixFormat,
-    ) -> Result<Unpacker, String> {
+    pub fn new(format: Format, significant_bits: u32, pix: &PixFormat) -> Result<Unpacker, String> {
         let samples = match format {
             Format::Grey => Samples::Grey,
             Format::Y10 => Samples::Deep { bits: 10 },
@@ -66,7 +64,8 @@ impl Unpacker {
     pub fn unpack(&self, bytes: &[u8]) -> Result<Image, String> {
         let (width, height) = (self.width, self.height);
         let Packing::Rows { stride, row, samples } = &self.packing else {
-            let image = folder::decode(&jpeg::with_tables(bytes), 16).map_err(|error| format!("{error:#}"))?;
+            let image = folder::decode(&jpeg::with_tables(bytes), 16)
+                .map_err(|error| format!("{error:#}"))?;
             if (image.width(), image.height()) != (width, height) {
                 return Err(format!(
                     "{}×{} instead of {width}×{height}",
@@ -177,9 +176,11 @@ impl YcbcrToRgb {
                 ));
             }
         };
-        let full = match pix.quantization {
-            0 => pix.colorspace == COLORSPACE_JPEG,
-            told => told == FULL_RANGE,
+        let full = match (encoding, pix.quantization) {
+            // xvYCC keeps colours beyond the primaries where limited range has room: it knows no other.
+            (ENC_XV601 | ENC_XV709, _) => false,
+            (_, 0) => pix.colorspace == COLORSPACE_JPEG,
+            (_, told) => told == FULL_RANGE,
         };
         Ok(YcbcrToRgb::new(red, blue, full))
     }
@@ -244,7 +245,10 @@ mod tests {
     #[test]
     fn grey_takes_the_rows_and_leaves_what_fills_them_up() {
         let bytes = [1, 2, 3, 99, 4, 5, 6];
-        assert_eq!(unpack(Format::Grey, &pix(3, 2, 4), &bytes).unwrap(), grey(3, 2, &[1, 2, 3, 4, 5, 6]));
+        assert_eq!(
+            unpack(Format::Grey, &pix(3, 2, 4), &bytes).unwrap(),
+            grey(3, 2, &[1, 2, 3, 4, 5, 6])
+        );
         for close in [0, 3] {
             let bytes = [1, 2, 3, 4, 5, 6, 99];
             let image = unpack(Format::Grey, &pix(3, 2, close), &bytes).unwrap();
@@ -303,7 +307,10 @@ mod tests {
             assert_eq!(colours(&full, [16, 128, 235, 128]), [[16; 3], [235; 3]]);
         }
         let told = PixFormat { colorspace: COLORSPACE_JPEG, quantization: 2, ..limited };
-        assert_eq!(colours(&told, [16, 128, 235, 128]), [[0; 3], [255; 3]]);
+        let extended = PixFormat { ycbcr_encoding: ENC_XV601, quantization: FULL_RANGE, ..limited };
+        for limited in [told, extended] {
+            assert_eq!(colours(&limited, [16, 128, 235, 128]), [[0; 3], [255; 3]]);
+        }
 
         // Rec. 601 and 709 codes of full red, green and blue at limited range (ITU-R BT.601-7 and
         // BT.709-6, rounded to whole numbers: so the result may be one off).
@@ -339,8 +346,7 @@ mod tests {
                 } else {
                     ((y - 16.0) * 255.0 / 219.0, cb * 255.0 / 224.0, cr * 255.0 / 224.0)
                 };
-                let exact =
-                    [y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb];
+                let exact = [y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb];
                 for (got, exact) in rgb.iter().zip(exact.into_iter().chain(exact)) {
                     // Half a level by rounding, and a little where the exact sum ends on a half.
                     let off = f64::from(*got) - exact.clamp(0.0, 255.0);
