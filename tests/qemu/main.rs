@@ -140,7 +140,11 @@ fn each_grey_format_gives_black_and_white() {
             let image = grey(picture(source.as_mut()).image);
             assert_eq!(image.dimensions(), (320, 180));
             let [least, most] = [image.iter().min().unwrap(), image.iter().max().unwrap()];
-            assert_eq!((*least, *most), (level, level), "{format} {pattern}");
+            // vivid's own white is 254.
+            assert!(
+                least.abs_diff(level) <= 1 && most.abs_diff(level) <= 1,
+                "{format} {pattern}: {least} to {most}"
+            );
         }
     }
 }
