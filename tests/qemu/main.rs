@@ -351,9 +351,12 @@ fn newest_is_the_newest_and_a_trigger_takes_the_next() {
     let mut source = vivid.open(&keys).unwrap();
     let first = picture(source.as_mut());
     std::thread::sleep(Duration::from_secs(1));
+    let asked = now();
     let newest = picture(source.as_mut());
     let passed = number(&newest.name) - number(&first.name);
-    assert!(passed >= 4, "all buffers were full: {passed}");
+    assert!(passed > 4, "all buffers were full: {passed}");
+    let period = Duration::from_secs(1) / RATE_HZ;
+    assert!(newest.captured_at.unwrap() + period >= asked, "not one that waited in a buffer");
 
     std::thread::sleep(Duration::from_secs(1));
     let trigger = now();

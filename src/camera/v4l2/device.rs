@@ -184,6 +184,10 @@ impl Camera {
 }
 
 impl Driver for Camera {
+    fn buffers(&self) -> usize {
+        self.buffers.len()
+    }
+
     fn clock(&self) -> Clock {
         let monotonic = clock_gettime(ClockId::Monotonic);
         #[expect(

@@ -21,6 +21,9 @@ pub struct Clock {
 
 /// A device that streams.
 pub trait Driver {
+    /// How many frames can wait. With so many it has none to fill, and drops what comes.
+    fn buffers(&self) -> usize;
+
     fn clock(&self) -> Clock;
 
     /// Waits at most so long for a frame to take; false: there is none yet. An error: the stream has
@@ -74,6 +77,8 @@ pub struct Stream<D: Driver> {
     /// What ends the stream once `ready` is empty.
     failed: Option<CameraFault>,
     unnumbered: bool,
+    /// All buffers were full of old frames, which were passed over for the next that comes.
+    overslept: bool,
     /// A trigger has come: from now on only triggers make parts.
     triggered: bool,
     /// When the part was in front of the camera that waits for its picture.
@@ -107,6 +112,7 @@ impl<D: Driver> Stream<D> {
             ready: VecDeque::new(),
             failed: None,
             unnumbered: false,
+            overslept: false,
             triggered: false,
             waiting_since: None,
             too_soon: 0,
@@ -166,6 +172,7 @@ impl<D: Driver> Stream<D> {
                 let Some(mut newest) = self.take()? else { return Ok(()) };
                 let (mut number, lost) = self.number(&newest)?;
                 self.passed_over += u64::from(lost);
+                let mut there = 1;
                 while self.failed.is_none()
                     && let Some(newer) = self.take()?
                 {
@@ -173,8 +180,17 @@ impl<D: Driver> Stream<D> {
                     (number, lost) = self.number(&newer)?;
                     self.passed_over += u64::from(lost) + 1;
                     self.give_back(std::mem::replace(&mut newest, newer));
+                    there += 1;
                 }
-                self.hand_on(newest, number);
+                // A full driver has dropped the newest. Once only: on a machine that is always late this
+                // would wait for ever.
+                self.overslept = there >= self.driver.buffers() && !self.overslept;
+                if self.overslept {
+                    self.passed_over += 1;
+                    self.give_back(newest);
+                } else {
+                    self.hand_on(newest, number);
+                }
             }
         }
         Ok(())
@@ -384,6 +400,7 @@ mod tests {
         plan: VecDeque<(Duration, Result<Planned, Errno>)>,
         with_us: Vec<u32>,
         give_back: Result<(), Errno>,
+        buffers: usize,
     }
 
     #[derive(Clone, Copy)]
@@ -395,6 +412,10 @@ mod tests {
     }
 
     impl Driver for Fake {
+        fn buffers(&self) -> usize {
+            self.buffers
+        }
+
         fn clock(&self) -> Clock {
             let time = self.time.get();
             Clock { now: self.start + time, monotonic: BOOT + time }
@@ -477,6 +498,7 @@ mod tests {
             plan: plan.into_iter().collect(),
             with_us: Vec::new(),
             give_back: Ok(()),
+            buffers: 4,
         };
         let pix = PixFormat { width: 1, height: 1, ..PixFormat::default() };
         let settings = Settings {
@@ -633,6 +655,21 @@ mod tests {
         assert_eq!(stream.passed_over, 4, "0 and 1, and those that the driver dropped: 2 and 3");
         assert_grabs(&mut stream, &["Idle", "frame-5 5 @145"]);
         assert_eq!(stream.passed_over, 4);
+    }
+
+    #[test]
+    fn newest_waits_for_the_next_where_the_driver_had_to_drop_the_newest() {
+        let plan = [frame(10, 0), frame(20, 1), frame(500, 7), frame(510, 8), frame(520, 9)];
+        let mut stream = stream(Policy::Newest, plan);
+        stream.driver.buffers = 2;
+        stream.driver.time.set(450 * MS);
+        assert_grabs(&mut stream, &["frame-7 7 @495"]);
+        assert_eq!(stream.passed_over, 7);
+        // Late again and again, it does not wait again and again.
+        stream.driver.plan.extend([frame(530, 10), frame(540, 11)]);
+        stream.driver.time.set(525 * MS);
+        stream.overslept = true;
+        assert_grabs(&mut stream, &["frame-9 9 @515"]);
     }
 
     #[test]
