@@ -13,9 +13,13 @@ pub mod gige;
 pub mod line_scan;
 pub mod pattern;
 pub mod usb;
+pub mod v4l2;
+mod video_node;
+
+pub use video_node::VideoNode;
 
 /// Which source to open; in the file a table with `kind = "folder" | "pattern" | "usb" |
-/// "gige"` and the keys of that kind (docs/cameras.md).
+/// "gige" | "v4l2"` and the keys of that kind (docs/cameras.md).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Config {
@@ -23,6 +27,7 @@ pub enum Config {
     Pattern(pattern::Config),
     Usb(usb::Config),
     Gige(gige::Config),
+    V4l2(v4l2::Config),
 }
 
 impl Config {
@@ -33,6 +38,7 @@ impl Config {
             Config::Pattern(config) => config.check(),
             Config::Usb(config) => config.check(),
             Config::Gige(config) => config.check(),
+            Config::V4l2(config) => config.check(),
         }
     }
 }
@@ -46,6 +52,7 @@ pub fn open(config: &Config) -> Result<Box<dyn FrameSource>, CameraFault> {
         Config::Pattern(config) => Box::new(pattern::Pattern::open(config)?),
         Config::Usb(config) => usb::open(config)?,
         Config::Gige(config) => gige::open(config)?,
+        Config::V4l2(config) => v4l2::open(config)?,
     })
 }
 
@@ -140,6 +147,10 @@ mod tests {
             panic!("a usb camera was asked for")
         };
         assert_eq!((usb.width, usb.height, usb.rate_hz), (640, 480, 30));
+        let Config::V4l2(v4l2) = read("kind = 'v4l2'\ndevice = 2").unwrap() else {
+            panic!("a v4l2 camera was asked for")
+        };
+        assert_eq!(v4l2.device, VideoNode::Number(2));
     }
 
     #[test]
@@ -151,6 +162,8 @@ mod tests {
             ("kind = 'gige'", "address"),
             ("kind = 'gige'\naddress = '10.0.0.5'\nexposure = 5", "exposure"),
             ("kind = 'firewire'", "firewire"),
+            ("kind = 'v4l2'\ndevice = 0\nfps = 5", "fps"),
+            ("kind = 'v4l2'\ndevice = 0\npolicy = 'fastest'", "fastest"),
             ("path = 'x'", "kind"),
         ] {
             let error = read(text).unwrap_err();
@@ -175,6 +188,8 @@ mod tests {
             ("kind = 'usb'\ndevice = '/dev/camera'", "/dev/camera"),
             ("kind = 'usb'\ndevice = 0\nrate_hz = 0", "rate_hz = 0"),
             ("kind = 'usb'\ndevice = 0\nsilence_ms = 20", "silence_ms = 20"),
+            ("kind = 'v4l2'\ndevice = '/dev/camera'", "/dev/camera"),
+            ("kind = 'v4l2'\ndevice = 0\nbuffers = 1", "buffers = 1"),
         ] {
             let error = read(text).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");

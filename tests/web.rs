@@ -98,6 +98,7 @@ fn a_web_of_strips_gives_one_verdict_a_block_and_one_line_a_defect() {
                 Ok::<_, CameraFault>(LineScan::around(Some(&scan), strips, now))
             }),
             detector: 0,
+            triggers: None,
             web,
             tuning: Tuning {
                 limits: Limits { threshold: 100.0, map_threshold: 100.0, regions: vec![] },
@@ -110,6 +111,7 @@ fn a_web_of_strips_gives_one_verdict_a_block_and_one_line_a_defect() {
         outputs: vec![Box::new(Wire(told.clone()))],
         ledger: None,
         archive: None,
+        alarms: Default::default(),
     })
     .unwrap();
     while !running.finished() {

@@ -415,6 +415,7 @@ fn a_line_runs_on_while_one_of_its_cameras_is_gone_and_takes_it_back() {
         open: Box::new(move || camera::open(&config)),
         detector: 0,
         triggers: None,
+        web: None,
         tuning: Tuning {
             limits: Limits { threshold: 1.0, map_threshold: 1.0, regions: vec![] },
             decide_within: PATIENCE,
