@@ -9,6 +9,8 @@ pub mod ledger;
 mod machine;
 pub mod replay;
 pub mod run;
+#[cfg(feature = "gige")]
+pub mod selftest;
 pub mod synth;
 pub mod teach;
 pub mod train;

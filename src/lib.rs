@@ -34,6 +34,8 @@ pub mod eval;
 pub mod metrics;
 pub mod plot;
 pub mod replay;
+#[cfg(feature = "gige")]
+pub mod selftest;
 pub mod synth;
 pub mod teach;
 pub mod train;

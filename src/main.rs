@@ -30,6 +30,8 @@ enum Command {
     Ledger(cmd::ledger::Args),
     Replay(cmd::replay::Args),
     Run(cmd::run::Args),
+    #[cfg(feature = "gige")]
+    Selftest(cmd::selftest::Args),
     Synth(cmd::synth::Args),
     /// Make a bundle from pictures of good parts
     Teach(cmd::teach::Args),
@@ -59,6 +61,8 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Replay(args) => cmd::replay::run(&args),
         Command::Import(args) => cmd::import::run(&args),
         Command::Run(args) => cmd::run::run(&args, level),
+        #[cfg(feature = "gige")]
+        Command::Selftest(args) => cmd::selftest::run(&args),
         Command::Synth(args) => cmd::synth::run(&args),
         Command::Teach(args) => cmd::teach::run(&args),
         Command::Train(args) => cmd::train::run(&args),
