@@ -13,6 +13,7 @@ use crate::tracker::{Alarms, Track};
 use crate::trigger::Port;
 use crate::verdict::{Cause, Region, Verdict};
 
+pub mod ethernet_ip;
 pub mod gate;
 mod handover;
 mod handshake;

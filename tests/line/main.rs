@@ -4,6 +4,7 @@
 #[path = "../peers/mod.rs"]
 mod peers;
 
+mod ethernet_ip;
 mod modbus;
 mod mqtt;
 mod remote_io;
