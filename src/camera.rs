@@ -9,17 +9,25 @@ use serde::Deserialize;
 use crate::frame::{Image, Position, Truth};
 
 pub mod folder;
+pub mod gige;
+pub mod line_scan;
 pub mod pattern;
 pub mod usb;
+pub mod v4l2;
+mod video_node;
 
-/// Which source to open; in the file a table with `kind = "folder" | "pattern" | "usb"` and the
-/// keys of that kind (docs/cameras.md).
+pub use video_node::VideoNode;
+
+/// Which source to open; in the file a table with `kind = "folder" | "pattern" | "usb" |
+/// "gige" | "v4l2"` and the keys of that kind (docs/cameras.md).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Config {
     Folder(folder::Config),
     Pattern(pattern::Config),
     Usb(usb::Config),
+    Gige(gige::Config),
+    V4l2(v4l2::Config),
 }
 
 impl Config {
@@ -29,6 +37,8 @@ impl Config {
             Config::Folder(config) => config.check(),
             Config::Pattern(config) => config.check(),
             Config::Usb(config) => config.check(),
+            Config::Gige(config) => config.check(),
+            Config::V4l2(config) => config.check(),
         }
     }
 }
@@ -41,6 +51,8 @@ pub fn open(config: &Config) -> Result<Box<dyn FrameSource>, CameraFault> {
         Config::Folder(config) => Box::new(folder::Folder::open(config)?),
         Config::Pattern(config) => Box::new(pattern::Pattern::open(config)?),
         Config::Usb(config) => usb::open(config)?,
+        Config::Gige(config) => gige::open(config)?,
+        Config::V4l2(config) => v4l2::open(config)?,
     })
 }
 
@@ -82,6 +94,11 @@ pub struct CameraFault(pub String);
 pub trait FrameSource {
     /// Waits for the next part, at most about `patience`.
     fn grab(&mut self, patience: Duration) -> Result<Grab, CameraFault>;
+
+    /// False while the source is still being opened: it is no use yet, and no fault either.
+    fn ready(&self) -> bool {
+        true
+    }
 
     /// Takes a picture of the part that is in front of it now, which the next [`FrameSource::grab`]s
     /// wait for. A source that is triggered otherwise, or runs freely, has nothing to do.
@@ -130,6 +147,10 @@ mod tests {
             panic!("a usb camera was asked for")
         };
         assert_eq!((usb.width, usb.height, usb.rate_hz), (640, 480, 30));
+        let Config::V4l2(v4l2) = read("kind = 'v4l2'\ndevice = 2").unwrap() else {
+            panic!("a v4l2 camera was asked for")
+        };
+        assert_eq!(v4l2.device, VideoNode::Number(2));
     }
 
     #[test]
@@ -138,7 +159,11 @@ mod tests {
             ("kind = 'folder'\npath = 'x'\nrate = 5", "rate"),
             ("kind = 'pattern'\npath = 'x'", "path"),
             ("kind = 'usb'\ndevice = 0\nfps = 5", "fps"),
-            ("kind = 'gige'", "gige"),
+            ("kind = 'gige'", "address"),
+            ("kind = 'gige'\naddress = '10.0.0.5'\nexposure = 5", "exposure"),
+            ("kind = 'firewire'", "firewire"),
+            ("kind = 'v4l2'\ndevice = 0\nfps = 5", "fps"),
+            ("kind = 'v4l2'\ndevice = 0\npolicy = 'fastest'", "fastest"),
             ("path = 'x'", "kind"),
         ] {
             let error = read(text).unwrap_err();
@@ -163,6 +188,8 @@ mod tests {
             ("kind = 'usb'\ndevice = '/dev/camera'", "/dev/camera"),
             ("kind = 'usb'\ndevice = 0\nrate_hz = 0", "rate_hz = 0"),
             ("kind = 'usb'\ndevice = 0\nsilence_ms = 20", "silence_ms = 20"),
+            ("kind = 'v4l2'\ndevice = '/dev/camera'", "/dev/camera"),
+            ("kind = 'v4l2'\ndevice = 0\nbuffers = 1", "buffers = 1"),
         ] {
             let error = read(text).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");

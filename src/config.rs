@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
+use crate::detector::tiles;
 use crate::nn::engine;
 use crate::output::{ethernet_ip, gate, modbus, mqtt, s7};
 use crate::{archive, camera, ledger, pipeline, tracker, trigger, verdict};
@@ -49,6 +50,10 @@ pub struct Camera {
     /// The model of this camera where it is not the line's.
     pub bundle: Option<PathBuf>,
     pub source: camera::Config,
+    /// Where the source's pictures are rows of a line scan, of which parts are made.
+    pub line_scan: Option<camera::line_scan::Config>,
+    /// Where pictures are inspected tile by tile.
+    pub tiles: Option<tiles::Config>,
     pub deadline: tracker::Config,
     #[serde(default)]
     pub limits: verdict::Config,
@@ -159,6 +164,12 @@ impl Config {
             }
             let camera_key = |table: &str| format!("camera \"{name}\", [camera.{table}]");
             camera.source.check().with_context(|| camera_key("source"))?;
+            if let Some(line_scan) = &camera.line_scan {
+                line_scan.check().with_context(|| camera_key("line_scan"))?;
+            }
+            if let Some(tiles) = &camera.tiles {
+                tiles.check().with_context(|| camera_key("tiles"))?;
+            }
             camera.deadline.check().with_context(|| camera_key("deadline"))?;
             camera.limits.check().with_context(|| camera_key("limits"))?;
             camera.trigger.check().with_context(|| camera_key("trigger"))?;
@@ -223,6 +234,16 @@ mod tests {
                 find: "travel_ms = 500",
                 put: "travel_ms = 5",
                 says: &["camera \"station\"", "travel_ms = 5"],
+            },
+            Case {
+                find: "[camera.deadline]",
+                put: "[camera.line_scan]\nmode = 'fixed'\npart_rows = 0\n[camera.deadline]",
+                says: &["camera \"station\"", "[camera.line_scan]", "part_rows = 0"],
+            },
+            Case {
+                find: "[camera.deadline]",
+                put: "[camera.tiles]\nsize_px = 8\npicture_px = [99, 99]\n[camera.deadline]",
+                says: &["camera \"station\"", "[camera.tiles]", "size_px = 8"],
             },
             Case { find: "name = \"station\"", put: "name = \"two words\"", says: &["two words"] },
             Case {

@@ -13,6 +13,7 @@ pub mod network;
 pub mod ntsnet;
 pub mod patch_prototypes;
 pub mod prn;
+pub mod tiles;
 
 /// How anomalous each place of a picture is, larger = more anomalous; raw score units.
 #[derive(Clone, Debug, PartialEq)]

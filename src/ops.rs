@@ -1,8 +1,8 @@
 //! Arithmetic on tensors: each operation once, as a plain CPU twin first; tests at the foot.
 //!
 //! The line's fast path works on [`feature_map`]s with kernels over [`simd`], its threads a [`team`].
-//! `unsafe` is allowed in the rooms marked so below and nowhere else in the house: each block says
-//! why it holds, and what it relies on (shapes, lengths, who writes where) is checked where the room
+//! `unsafe` is allowed in the rooms marked so below and, but for `camera::v4l2`'s device, nowhere else in
+//! the house: each block says why it holds, and what it relies on (shapes, lengths, who writes where) is checked where the room
 //! is entered, once for an operation.
 
 pub mod activation_range;

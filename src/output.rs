@@ -11,6 +11,7 @@ use crate::frame::{FrameId, PartId, Position, Truth};
 use crate::telemetry::Progress;
 use crate::tracker::{Alarms, Track};
 use crate::trigger::Port;
+use crate::verdict::web::WebDefect;
 use crate::verdict::{Cause, Region, Verdict};
 
 pub mod ethernet_ip;
@@ -201,6 +202,12 @@ pub trait RejectOutput: Send {
 
     /// Says the verdict of one part. Each part comes exactly once.
     fn signal(&mut self, outcome: &Outcome) -> Result<()>;
+
+    /// Tells of a defect of a web, once it is over, or of a piece of a long one. Its parts have had
+    /// their verdicts.
+    fn defect(&mut self, _defect: &WebDefect) -> Result<()> {
+        Ok(())
+    }
 
     /// The heartbeat and the state of the line.
     fn beat(&mut self, status: &LineStatus) -> Result<()>;

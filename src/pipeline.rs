@@ -32,7 +32,8 @@ use crate::ledger::{Ledger, Resumed};
 use crate::output::{RejectOutput, Tally};
 use crate::telemetry::{Counters, Latency, Progress, StandingAlarms};
 use crate::trigger::Triggers;
-use crate::verdict::{Cause, Limits, Region, Verdict};
+use crate::verdict::web::{self, Web};
+use crate::verdict::{Anomaly, Cause, Limits, Region, Verdict};
 
 mod archive;
 mod camera;
@@ -105,6 +106,8 @@ pub struct CameraSlot {
     pub open: Opener,
     /// Index into [`Parts::detectors`].
     pub detector: usize,
+    /// Where its parts are blocks of a web: defects are put together over them.
+    pub web: Option<web::Config>,
     pub tuning: Tuning,
     /// What makes its parts; `None`: each picture is one.
     pub triggers: Option<Triggers>,
@@ -170,6 +173,8 @@ struct Grounds {
     threshold: Option<f32>,
     region: Option<Region>,
     reason: Option<Arc<str>>,
+    /// All that was found, where the part is a block of a web.
+    anomalies: Vec<Anomaly>,
 }
 
 impl Grounds {
@@ -263,8 +268,12 @@ pub fn start(parts: Parts) -> Result<Running> {
         spawn("archive", move || archive::run(archive, sync, &evidence, &counters))?
     };
 
+    let web = |slot: &CameraSlot| {
+        slot.web.as_ref().map(|config| Web::new(config.clone(), slot.name.clone()))
+    };
     let output = output::Output::new(output::Setup {
         cameras: names,
+        webs: cameras.iter().map(web).collect(),
         tunings: tunings.clone(),
         outputs,
         ledger,
@@ -282,6 +291,7 @@ pub fn start(parts: Parts) -> Result<Running> {
         detectors,
         pin,
         detector_of: cameras.iter().map(|slot| slot.detector).collect(),
+        is_web: cameras.iter().map(|slot| slot.web.is_some()).collect(),
         batch: queue.batch,
         progress: stage("infer"),
         counters: counters.clone(),

@@ -28,7 +28,7 @@ use crate::calibrate;
 use crate::detector::bundle::{self, Card, Golden, PrecisionCheck, TrainingData, Units};
 use crate::detector::input::Input;
 use crate::detector::patch_prototypes::{self, LoadedBackbone, PatchFeatures, PatchPrototypes};
-use crate::detector::{Detection, Detector};
+use crate::detector::{Detection, Detector, tiles};
 use crate::frame::Image;
 use crate::nn::BackboneSpec;
 use crate::nn::engine::Engine;
@@ -51,6 +51,9 @@ pub struct Config {
     /// [`crate::camera::folder::decode`].
     pub significant_bits: u32,
     pub precision: precision::Wanted,
+    /// Teach on tiles of the pictures, as [`crate::detector::tiles`] will inspect them: good parts
+    /// are still whole pictures, each with the largest of its tiles' scores.
+    pub tiles: Option<tiles::Layout>,
 }
 
 /// How many prototypes the coreset keeps.
@@ -123,7 +126,29 @@ impl Config {
             self.false_rejects,
             calibrate::LEAST_RATE
         );
+        if let Some(layout) = self.tiles {
+            layout.check()?;
+            ensure!(
+                self.precision == precision::Wanted::F32,
+                "int8 is measured on whole pictures: teach on tiles in f32"
+            );
+        }
         Ok(())
+    }
+
+    /// What the model sees of a picture, which has `tiles` tiles as all have.
+    fn pieces(&self, picture: Image, tiles: usize) -> Result<Vec<Image>> {
+        let Some(layout) = self.tiles else { return Ok(vec![picture]) };
+        let pieces = layout.tiles(&picture)?;
+        ensure!(
+            pieces.len() == tiles,
+            "a picture of {} × {} pixels has {} tiles, the first one had {tiles}: teach with pictures of \
+             one size",
+            picture.width(),
+            picture.height(),
+            pieces.len()
+        );
+        Ok(pieces)
     }
 
     /// A stream of its own for each thing drawn, so that one more draw here does not shift another
@@ -199,7 +224,7 @@ pub fn teach(
     let (extractor, mut judged, mut golden_images) = match plan.folds {
         Some(folds) => {
             let (extractor, judged) =
-                folds::cross_fit(config, folds, extractor, &mut features, progress)?;
+                folds::cross_fit(config, (folds, plan.tiles), extractor, &mut features, progress)?;
             (extractor, judged, first)
         }
         None => (extractor, Vec::with_capacity(plan.held_out.len()), Vec::new()),
@@ -213,13 +238,14 @@ pub fn teach(
     let mut detector = PatchPrototypes::new(extractor, rows)?;
 
     for (i, batch) in plan.held_out.chunks(BATCH).enumerate() {
-        let images = register.read(batch, config.significant_bits);
-        if !images.is_empty() {
-            let detections = detector.detect(&images.iter().collect::<Vec<_>>())?;
-            judged.extend(detections.iter().map(scores));
+        for image in register.read(batch, config.significant_bits) {
+            let mut pieces = config.pieces(image, plan.tiles)?;
+            let detections = detector.detect(&pieces.iter().collect::<Vec<_>>())?;
+            judged.push(worst(&detections));
+            if golden_images.len() < GOLDEN_GOODS {
+                golden_images.push(pieces.swap_remove(plan.tiles / 2));
+            }
         }
-        let wanted = GOLDEN_GOODS - golden_images.len();
-        golden_images.extend(images.into_iter().take(wanted));
         progress(Step::Calibration, i * BATCH + batch.len(), plan.held_out.len());
     }
     register.check(LEAST_PICTURES, plan.pictures())?;
@@ -280,7 +306,8 @@ pub fn teach(
     Ok(Taught { card, unreadable, copies, blot_score, precision, weights, golden })
 }
 
-/// The features [pictures · P, D] of the pictures to be taught, and the first few pictures.
+/// The features [pictures · P, D] of the pictures to be taught, and the first few pictures (of each, the
+/// tile in the middle).
 fn extract(
     config: &Config,
     plan: &Plan,
@@ -293,12 +320,13 @@ fn extract(
     let mut first = Vec::new();
     progress(Step::Features, 0, total);
     for (i, batch) in plan.taught.chunks(BATCH).enumerate() {
-        let images = register.read(batch, config.significant_bits);
-        if !images.is_empty() {
-            features.extend(extractor.extract(&images.iter().collect::<Vec<_>>())?);
+        for image in register.read(batch, config.significant_bits) {
+            let mut pieces = config.pieces(image, plan.tiles)?;
+            features.extend(extractor.extract(&pieces.iter().collect::<Vec<_>>())?);
+            if first.len() < GOLDEN_GOODS {
+                first.push(pieces.swap_remove(plan.tiles / 2));
+            }
         }
-        let wanted = GOLDEN_GOODS - first.len();
-        first.extend(images.into_iter().take(wanted));
         progress(Step::Features, i * BATCH + batch.len(), total);
     }
     let least = if plan.folds.is_some() { LEAST_PICTURES } else { LEAST_TAUGHT };
@@ -393,6 +421,12 @@ const PROJECTED_DIMS: usize = 128;
 pub(crate) fn scores(detection: &Detection) -> (f32, f32) {
     let largest = detection.map.scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     (detection.score, largest)
+}
+
+/// The largest score and the largest map value of the pieces of one picture.
+fn worst(pieces: &[Detection]) -> (f32, f32) {
+    let none = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+    pieces.iter().map(scores).fold(none, |a, b| (a.0.max(b.0), a.1.max(b.1)))
 }
 
 /// The picture with a round blot a little off the middle, an eighth of its shorter side across:

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::detector::{AnomalyMap, Detection};
 
+pub mod web;
+
 /// What the PLC is told of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -165,6 +167,17 @@ impl Config {
     }
 }
 
+/// Places of a picture that hang together and are anomalous.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Anomaly {
+    pub region: Region,
+    /// The largest map value in it; raw score units.
+    pub peak: f32,
+}
+
+/// Of one picture: beyond, a limit is wrong and the list is of no use.
+pub const MOST_ANOMALIES: usize = 256;
+
 /// The limits in force for one camera: the bundle's thresholds under the plant's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
@@ -258,6 +271,42 @@ impl Judge {
         }
     }
 
+    /// All connected places at or above their thresholds, of a detection that was just judged; the
+    /// worst place in any case where it was rejected for anomaly. The worst
+    /// [`MOST_ANOMALIES`] where there are more.
+    pub fn anomalies(
+        &self,
+        judged: &Judgement,
+        map: &AnomalyMap,
+        width: u32,
+        height: u32,
+    ) -> Vec<Anomaly> {
+        let level = self.limits.map_threshold;
+        let is_over = |place: usize| {
+            let limit = if self.plane.is_empty() { level } else { self.plane[place] };
+            map.scores[place] >= limit
+        };
+        let found = |found: Connected| Anomaly {
+            region: found.region(map, width, height),
+            peak: found.peak,
+        };
+        let mut seen = vec![false; map.scores.len()];
+        let mut anomalies = Vec::new();
+        for place in 0..map.scores.len() {
+            if !seen[place] && is_over(place) {
+                anomalies.push(found(connected(map, place, is_over, &mut seen)));
+            }
+        }
+        if anomalies.is_empty() && judged.verdict == Verdict::Reject(Cause::Anomaly) {
+            let peak = self.peak(map);
+            let alone = |place: usize| map.scores[place] >= map.scores[peak];
+            anomalies.push(found(connected(map, peak, alone, &mut seen)));
+        }
+        anomalies.sort_by(|a, b| b.peak.total_cmp(&a.peak));
+        anomalies.truncate(MOST_ANOMALIES);
+        anomalies
+    }
+
     /// The place that exceeds its threshold most (least falls short of it).
     fn peak(&self, map: &AnomalyMap) -> usize {
         let excess = |i: usize| match self.limits.regions.is_empty() {
@@ -307,33 +356,62 @@ fn span(start: u32, length: u32, picture: u32, map: usize) -> std::ops::Range<us
 /// value is at least `level`; the peak alone where it does not reach `level` itself.
 pub fn region_around(map: &AnomalyMap, peak: usize, level: f32, width: u32, height: u32) -> Region {
     let level = level.min(map.scores[peak]);
+    let mut seen = vec![false; map.scores.len()];
+    connected(map, peak, |place| map.scores[place] >= level, &mut seen).region(map, width, height)
+}
+
+/// Places of a map that hang together.
+struct Connected {
+    /// First and last column, first and last row.
+    bounds: [usize; 4],
+    peak: f32,
+}
+
+/// All that `is_over` and is connected to `start` (8 neighbours), by way of places not yet `seen`.
+fn connected(
+    map: &AnomalyMap,
+    start: usize,
+    is_over: impl Fn(usize) -> bool,
+    seen: &mut [bool],
+) -> Connected {
     let (w, h) = (map.width, map.height);
-    let mut seen = vec![false; w * h];
-    let mut open = vec![peak];
-    seen[peak] = true;
-    let (mut left, mut right, mut top, mut bottom) = (peak % w, peak % w, peak / w, peak / w);
+    let mut open = vec![start];
+    seen[start] = true;
+    let [mut left, mut right, mut top, mut bottom] = [start % w, start % w, start / w, start / w];
+    let mut peak = map.scores[start];
     while let Some(place) = open.pop() {
         let (x, y) = (place % w, place / w);
         (left, right) = (left.min(x), right.max(x));
         (top, bottom) = (top.min(y), bottom.max(y));
+        peak = peak.max(map.scores[place]);
         for ny in y.saturating_sub(1)..=(y + 1).min(h - 1) {
             for nx in x.saturating_sub(1)..=(x + 1).min(w - 1) {
                 let next = ny * w + nx;
-                if !seen[next] && map.scores[next] >= level {
+                if !seen[next] && is_over(next) {
                     seen[next] = true;
                     open.push(next);
                 }
             }
         }
     }
-    let floor = |place: usize, picture: u32, places: usize| {
-        (place as u64 * u64::from(picture) / places as u64) as u32
-    };
-    let ceil = |place: usize, picture: u32, places: usize| {
-        (place as u64 * u64::from(picture)).div_ceil(places as u64) as u32
-    };
-    let (x, y) = (floor(left, width, w), floor(top, height, h));
-    Region { x, y, width: ceil(right + 1, width, w) - x, height: ceil(bottom + 1, height, h) - y }
+    Connected { bounds: [left, right, top, bottom], peak }
+}
+
+impl Connected {
+    /// The box around it in a picture of these pixels.
+    fn region(&self, map: &AnomalyMap, width: u32, height: u32) -> Region {
+        let floor = |place: usize, picture: u32, places: usize| {
+            (place as u64 * u64::from(picture) / places as u64) as u32
+        };
+        let ceil = |place: usize, picture: u32, places: usize| {
+            (place as u64 * u64::from(picture)).div_ceil(places as u64) as u32
+        };
+        let [left, right, top, bottom] = self.bounds;
+        let (w, h) = (map.width, map.height);
+        let (x, y) = (floor(left, width, w), floor(top, height, h));
+        let (right, bottom) = (ceil(right + 1, width, w), ceil(bottom + 1, height, h));
+        Region { x, y, width: right - x, height: bottom - y }
+    }
 }
 
 #[cfg(test)]
@@ -400,6 +478,39 @@ mod tests {
         ];
         let judged = Judge::new(limits(vec![])).judge(&detection(3.0, 5, &scores), 50, 80);
         assert_eq!(judged.region, Some(Region { x: 10, y: 20, width: 20, height: 40 }));
+    }
+
+    #[test]
+    fn every_connected_region_is_an_anomaly_the_worst_first() {
+        #[rustfmt::skip]
+        let scores = [
+            0.0, 0.0, 0.0, 0.0, 1.5,
+            0.0, 1.2, 0.0, 0.0, 0.0,
+            0.0, 0.0, 3.0, 0.0, 0.0,
+            0.0, 0.0, 0.0, 0.9, 0.0,
+        ];
+        let found = |score: f32, regions: Vec<RegionLimit>, scores: &[f32]| {
+            let mut judge = Judge::new(limits(regions));
+            let detection = detection(score, 5, scores);
+            let judged = judge.judge(&detection, 50, 80);
+            judge.anomalies(&judged, &detection.map, 50, 80)
+        };
+        let anomaly =
+            |x, y, width, height, peak| Anomaly { region: Region { x, y, width, height }, peak };
+        let two = [anomaly(10, 20, 20, 40, 3.0), anomaly(40, 0, 10, 20, 1.5)];
+        assert_eq!(found(3.0, vec![], &scores), two);
+        assert_eq!(found(0.0, vec![], &scores), two, "also those of an accepted picture");
+        assert_eq!(found(3.0, vec![region(0, 20, 50, 60, None)], &scores), two[1..]);
+        let weak = scores.map(|score| score / 4.0);
+        assert_eq!(found(1.0, vec![], &weak), []);
+        assert_eq!(found(9.0, vec![], &weak), [anomaly(20, 40, 10, 20, 0.75)]);
+        let many: Vec<f32> = (0..15).flat_map(|y| [1.0 + y as f32, 0.0].repeat(50)).collect();
+        let rows: Vec<f32> = many.chunks(100).flat_map(|row| [row, &[0.0; 100]].concat()).collect();
+        let mut judge = Judge::new(limits(vec![]));
+        let detection = detection(9.0, 100, &rows);
+        let judged = judge.judge(&detection, 100, 30);
+        let most = judge.anomalies(&judged, &detection.map, 100, 30);
+        assert_eq!((most.len(), most[0].peak), (MOST_ANOMALIES, 15.0));
     }
 
     #[test]

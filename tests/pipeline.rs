@@ -181,6 +181,7 @@ fn play(
                 name: format!("camera{i}").into(),
                 open: Box::new(move || Ok(Box::new(PlannedCamera { plan: plan.clone() }))),
                 detector: 0,
+                web: None,
                 tuning: tuning.clone(),
                 triggers: None,
             }
@@ -384,6 +385,7 @@ fn a_live_change_of_the_threshold_loses_no_part_and_the_ledger_knows_it() {
                 Ok(Box::new(GatedCamera { camera, before_gate: 15, gate: gate.clone() }))
             }),
             detector: 0,
+            web: None,
             tuning: tuning(1.0),
             triggers: None,
         }],

@@ -12,6 +12,7 @@ use inspectd::detector::Detector;
 use inspectd::detector::bundle::{self, Card, Rule};
 use inspectd::detector::input::Input;
 use inspectd::detector::patch_prototypes::{self, PatchFeatures, PatchPrototypes};
+use inspectd::detector::tiles::{Layout, Tiles};
 use inspectd::frame::Image;
 use inspectd::nn::BackboneSpec;
 use inspectd::nn::engine::{self, Engine};
@@ -30,6 +31,7 @@ fn config() -> Config {
         false_rejects: 0.01,
         significant_bits: 16,
         precision: Wanted::F32,
+        tiles: None,
     }
 }
 
@@ -64,6 +66,36 @@ fn teach(config: &Config, goods: Vec<Good>) -> anyhow::Result<Taught> {
     let loaded = patch_prototypes::load_backbone(&config.backbone)?;
     let plan = config.plan(goods, &loaded)?;
     teach::teach(config, plan, loaded, &engine(), &mut |_, _, _| ())
+}
+
+#[test]
+fn taught_on_tiles_a_good_part_is_a_whole_picture() {
+    let layout: Layout = "64:16".parse().unwrap();
+    let tiled = Config { tiles: Some(layout), ..folded() };
+    let bundle = teach(&tiled, goods(6)).unwrap();
+    let (rows, columns) = patch_prototypes::grid(tiled.input);
+    let bank = bundle.card.prototypes.as_ref().unwrap();
+    assert_eq!(bank.patches, 6 * 4 * rows * columns, "four tiles of each of six pictures");
+    assert_eq!(bundle.card.calibration.held_out, 6, "one score a picture");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiled.bundle");
+    bundle.write(&path, false).unwrap();
+    let bundle = bundle::load(&path, 2, &engine()).unwrap();
+    // Each part was in the memory bank that scores it here, so it scores less than in its fold.
+    let mut tiles = Tiles::new(layout, bundle.detector);
+    for index in 0..6 {
+        let found = tiles.detect(&[&part(index)]).unwrap().remove(0);
+        assert!(found.score < bundle.card.threshold.score, "{index}: {}", found.score);
+        assert_eq!((found.map.width, found.map.height), (144, 144));
+    }
+
+    let mut mixed = goods(6);
+    let image = Image::Gray(image::GrayImage::new(120, 200));
+    mixed[4] = Good::Picture { name: "other".into(), image };
+    let error = format!("{:#}", teach(&tiled, mixed).err().unwrap());
+    assert!(error.contains("pictures of one size"), "{error}");
+    let int8 = Config { precision: Wanted::Int8, ..tiled };
+    assert!(int8.check().unwrap_err().to_string().contains("int8"));
 }
 
 /// A bundle of 20 rendered parts in a folder of its own.

@@ -90,6 +90,7 @@ pub fn run(traffic: &Traffic, folder: &Path) -> Result<Overhead> {
             name: "bench".into(),
             open: Box::new(move || Ok(Box::new(camera.clone()))),
             detector: 0,
+            web: None,
             tuning: Tuning {
                 limits: Limits { threshold: 1.0, map_threshold: 1.0, regions: Vec::new() },
                 decide_within: DECIDE_WITHIN,

@@ -7,12 +7,10 @@
 //! silence: frames are numbered, and each replaced one comes out of [`FrameSource::grab`] as a bad
 //! part. A camera that is silent for `silence_ms` is a fault.
 
-use std::path::{Path, PathBuf};
-
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde::Deserialize;
 
-use super::{CameraFault, FrameSource};
+use super::{CameraFault, FrameSource, VideoNode};
 
 #[cfg(feature = "usb")]
 mod device;
@@ -23,7 +21,7 @@ mod reader;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    pub device: Device,
+    pub device: VideoNode,
     /// In pixels.
     #[serde(default = "default_width")]
     pub width: u32,
@@ -37,17 +35,6 @@ pub struct Config {
     /// A camera that delivers no frame for so long, in milliseconds, is lost.
     #[serde(default = "default_silence_ms")]
     pub silence_ms: u64,
-}
-
-/// Which camera.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
-pub enum Device {
-    /// n of `/dev/video<n>`.
-    Number(u32),
-    /// `/dev/video<n>` or a link to it, such as those in `/dev/v4l/by-id`, which stay with the
-    /// camera when the plugs change.
-    Path(PathBuf),
 }
 
 /// How the camera packs its pixels.
@@ -86,18 +73,7 @@ impl Config {
             2 * period_ms,
             self.rate_hz
         );
-        // A link is followed when the camera is opened: it comes and goes with the plug.
-        if let Device::Path(path) = &self.device
-            && number_of(path).is_none()
-            && !path.starts_with("/dev/v4l")
-        {
-            bail!(
-                "device = {:?} is no camera's path; give the n of /dev/video<n>, that path, or one \
-                 below /dev/v4l/by-id",
-                path.display()
-            );
-        }
-        Ok(())
+        self.device.check()
     }
 }
 
@@ -132,27 +108,9 @@ fn default_silence_ms() -> u64 {
     2000
 }
 
-/// n of `/dev/video<n>`.
-fn number_of(path: &Path) -> Option<u32> {
-    path.to_str()?.strip_prefix("/dev/video")?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_device_is_a_number_or_a_path_of_a_camera() {
-        let config =
-            |device: &str| toml::from_str::<Config>(&format!("device = {device}")).unwrap();
-        assert_eq!(config("2").device, Device::Number(2));
-        for good in ["0", "'/dev/video11'", "'/dev/v4l/by-id/usb-Acme_Cam-video-index0'"] {
-            config(good).check().unwrap();
-        }
-        for bad in ["'/dev/video'", "'/dev/sda'", "'video0'", "''"] {
-            assert!(config(bad).check().unwrap_err().to_string().contains("/dev/video<n>"));
-        }
-    }
 
     #[cfg(not(feature = "usb"))]
     #[test]

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use inspectd::config::Config;
 use inspectd::detector::bundle;
+use inspectd::detector::tiles::Tiles;
 use inspectd::nn::engine::Engine;
 
-use super::run::{check_timing, time_inspection};
+use super::run::{check_timing, time_inspection, timed_with};
 
 /// Read the config, load its bundles, time an inspection; touch no camera, no PLC, no ledger.
 #[derive(clap::Args)]
@@ -22,14 +23,20 @@ pub fn run(args: &Args) -> Result<()> {
     let mut inspections = Vec::new();
     for (index, camera) in config.cameras.iter().enumerate() {
         let folder = config.bundle_of(index);
-        let mut bundle = bundle::load(folder, config.queue.batch, &engine)?;
-        let timing = time_inspection(bundle.detector.as_mut())?;
+        let bundle = bundle::load(folder, config.queue.batch, &engine)?;
+        let mut detector = Tiles::around(camera.tiles.as_ref(), bundle.detector);
+        let timing = time_inspection(detector.as_mut(), timed_with(camera))?;
+        let tiles = camera.tiles.as_ref().map(|tiles| {
+            let [width, height] = tiles.picture_px;
+            format!(" of {width} × {height} pixels, {} tiles", tiles.layout().count(width, height))
+        });
         println!(
-            "camera {}: {} from {}, threshold {}; an inspection takes {:.1} ms; {}",
+            "camera {}: {} from {}, threshold {}; an inspection{} takes {:.1} ms; {}",
             camera.name,
             bundle.card.system,
             folder.display(),
             camera.limits.threshold.unwrap_or(bundle.card.threshold.score),
+            tiles.unwrap_or_default(),
             timing.median.as_secs_f64() * 1000.0,
             camera.deadline.arithmetic(),
         );

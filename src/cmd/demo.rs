@@ -119,6 +119,7 @@ fn teach(args: &Args, source: &pattern::Config, out: &Path) -> Result<()> {
         false_rejects: 0.001,
         significant_bits: 16,
         precision: teach::precision::Wanted::F32,
+        tiles: None,
     };
     let loaded = patch_prototypes::load_backbone(&config.backbone)?;
     let plan = config.plan(teach::pictures_in(&goods)?, &loaded)?;

@@ -9,6 +9,7 @@ use inspectd::archive;
 use inspectd::camera::folder;
 use inspectd::config::Config;
 use inspectd::detector::bundle;
+use inspectd::detector::tiles::{self, Tiles};
 use inspectd::nn::engine::{self, Engine};
 use inspectd::output::Recorded;
 use inspectd::picture::{self as pictures, overlay, sheet};
@@ -135,12 +136,15 @@ fn config(args: &Args) -> Result<Option<Config>> {
     Config::read(&path).map(Some)
 }
 
+/// A bundle, and how its pictures are cut into tiles.
+type Key = (PathBuf, Option<tiles::Config>);
+
 /// The detector of each bundle, loaded when it is first asked for, and each camera's judge.
 struct Models<'a> {
     args: &'a Args,
     config: Option<&'a Config>,
     engine: Engine,
-    bundles: BTreeMap<PathBuf, bundle::Bundle>,
+    bundles: BTreeMap<Key, bundle::Bundle>,
     judges: BTreeMap<String, Judge>,
 }
 
@@ -162,11 +166,14 @@ impl<'a> Models<'a> {
                  parts are to be judged by, or choose others with --camera"
             ),
         };
-        if !self.bundles.contains_key(&path) {
-            let loaded = bundle::load(&path, 1, &self.engine)?;
-            self.bundles.insert(path.clone(), loaded);
+        let tiles = at.and_then(|(config, i)| config.cameras[i].tiles.clone());
+        let key = (path, tiles);
+        if !self.bundles.contains_key(&key) {
+            let bundle::Bundle { card, detector } = bundle::load(&key.0, 1, &self.engine)?;
+            let detector = Tiles::around(key.1.as_ref(), detector);
+            self.bundles.insert(key.clone(), bundle::Bundle { card, detector });
         }
-        let bundle = self.bundles.get_mut(&path).context("a bundle just loaded")?;
+        let bundle = self.bundles.get_mut(&key).context("a bundle just loaded")?;
         if !self.judges.contains_key(camera) {
             let own = at.map(|(config, i)| config.cameras[i].limits.clone()).unwrap_or_default();
             // Limits are in the units of the model that they were set for.

@@ -11,9 +11,11 @@ use anyhow::{Context, Result, ensure};
 use image::GrayImage;
 use inspectd::archive::Archive;
 use inspectd::camera;
+use inspectd::camera::line_scan::{self, LineScan};
 use inspectd::config::{self, Config};
 use inspectd::detector::Detector;
 use inspectd::detector::bundle::{self, Card};
+use inspectd::detector::tiles::Tiles;
 use inspectd::frame::Image;
 use inspectd::journal;
 use inspectd::ledger::Ledger;
@@ -118,10 +120,10 @@ impl Line {
     /// Loads every bundle (parity seal), binds the wires, opens ledger and archive. `outputs` are
     /// served besides those of the config.
     pub fn assemble(config: Config, outputs: Vec<Box<dyn RejectOutput>>) -> Result<Line> {
-        let (cards, mut detectors, card_of) = load_bundles(&config)?;
+        let Loaded { cards, mut detectors, pictures, card_of } = load_bundles(&config)?;
         let mut timed = Vec::with_capacity(detectors.len());
-        for detector in &mut detectors {
-            timed.push(time_inspection(detector.as_mut())?);
+        for (detector, picture) in detectors.iter_mut().zip(pictures) {
+            timed.push(time_inspection(detector.as_mut(), picture)?);
         }
         let inspect: Vec<Timing> = card_of.iter().map(|&card| timed[card]).collect();
         check_timing(&config, &inspect)?;
@@ -183,11 +185,15 @@ impl Line {
             .zip(tunings)
             .zip(triggering.cameras)
             .map(|(((camera, &detector), tuning), triggers)| {
-                let source = camera.source.clone();
+                let (source, scan) = (camera.source.clone(), camera.line_scan.clone());
                 CameraSlot {
                     name: camera.name.as_str().into(),
-                    open: Box::new(move || camera::open(&source)),
+                    open: Box::new(move || {
+                        let source = camera::open(&source)?;
+                        Ok(LineScan::around(scan.as_ref(), source, now))
+                    }),
                     detector,
+                    web: camera.line_scan.as_ref().and_then(line_scan::Config::web),
                     tuning,
                     triggers,
                 }
@@ -272,18 +278,30 @@ impl Triggering {
     }
 }
 
-/// One card and one detector per distinct bundle folder, and which of them each camera uses.
-type Loaded = (Vec<Card>, Vec<Box<dyn Detector>>, Vec<usize>);
+/// What the config's bundles became: one of each for every bundle that is cut into tiles in its own
+/// way.
+struct Loaded {
+    cards: Vec<Card>,
+    detectors: Vec<Box<dyn Detector>>,
+    /// The size that an inspection is timed with, width and height.
+    pictures: Vec<[u32; 2]>,
+    /// Which of them each camera uses.
+    card_of: Vec<usize>,
+}
 
 fn load_bundles(config: &Config) -> Result<Loaded> {
     let engine = Engine::new(&config.inference)?;
     log::info!("inference threads={} simd={}", engine.team.threads(), engine.isa.word());
-    let mut folders: Vec<&Path> = Vec::new();
-    let (mut cards, mut detectors, mut card_of) = (Vec::new(), Vec::new(), Vec::new());
-    for index in 0..config.cameras.len() {
-        let folder = config.bundle_of(index);
-        let known = folders.iter().position(|known| *known == folder);
-        card_of.push(match known {
+    let mut known = Vec::new();
+    let mut loaded = Loaded {
+        cards: Vec::new(),
+        detectors: Vec::new(),
+        pictures: Vec::new(),
+        card_of: Vec::new(),
+    };
+    for (index, camera) in config.cameras.iter().enumerate() {
+        let (folder, tiles) = (config.bundle_of(index), camera.tiles.as_ref());
+        loaded.card_of.push(match known.iter().position(|known| *known == (folder, tiles)) {
             Some(known) => known,
             None => {
                 notify(&[NotifyState::Status(&format!("loading {}", folder.display()))]);
@@ -294,19 +312,26 @@ fn load_bundles(config: &Config) -> Result<Loaded> {
                     bundle.card.system,
                     bundle.card.threshold.score
                 );
-                folders.push(folder);
-                cards.push(bundle.card);
-                detectors.push(bundle.detector);
-                cards.len() - 1
+                known.push((folder, tiles));
+                loaded.cards.push(bundle.card);
+                loaded.detectors.push(Tiles::around(tiles, bundle.detector));
+                loaded.pictures.push(timed_with(camera));
+                known.len() - 1
             }
         });
     }
-    Ok((cards, detectors, card_of))
+    Ok(loaded)
+}
+
+/// The size of picture, width and height, that a camera's inspection is timed with: what is resized
+/// as a whole takes about the same whatever its size.
+pub fn timed_with(camera: &config::Camera) -> [u32; 2] {
+    camera.tiles.as_ref().map_or([256, 256], |tiles| tiles.picture_px)
 }
 
 /// What one inspection takes on this machine, after one to warm up.
-pub fn time_inspection(detector: &mut dyn Detector) -> Result<Timing> {
-    let blank = Image::Gray(GrayImage::from_pixel(256, 256, image::Luma([128])));
+pub fn time_inspection(detector: &mut dyn Detector, [width, height]: [u32; 2]) -> Result<Timing> {
+    let blank = Image::Gray(GrayImage::from_pixel(width, height, image::Luma([128])));
     let begun = now();
     let mut times = Vec::new();
     detector.detect(&[&blank]).context("inspecting a blank picture to time it")?;

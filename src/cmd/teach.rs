@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use inspectd::detector::bundle::{self, Calibration, Card, Rule};
 use inspectd::detector::input::Input;
 use inspectd::detector::patch_prototypes;
+use inspectd::detector::tiles::Layout;
 use inspectd::nn::BackboneSpec;
 use inspectd::nn::engine::{self, Engine};
 use inspectd::teach::precision::Wanted;
@@ -64,6 +65,11 @@ pub struct Args {
     /// Side of the square that the model sees, pixels; a multiple of 32
     #[arg(long, value_name = "PIXELS", default_value_t = 256)]
     size: usize,
+
+    /// Teach on overlapping tiles of the pictures, for a line with [camera.tiles]: side and overlap in
+    /// pixels, such as 512:64; the thresholds are those of whole pictures. All must be of one size
+    #[arg(long, value_name = "SIZE:OVERLAP")]
+    tiles: Option<Layout>,
 
     /// Bits a sample that 16-bit files really carry: 10 or 12 for many cameras
     #[arg(long, value_name = "BITS", default_value_t = 16)]
@@ -122,6 +128,7 @@ pub fn run(args: &Args) -> Result<()> {
         false_rejects: args.false_rejects,
         significant_bits: args.significant_bits,
         precision: args.precision,
+        tiles: args.tiles,
     };
     config.check()?;
     let mut goods = teach::pictures_in(&args.good)?;

@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use super::{LineState, LineStatus, Outcome, RejectOutput};
 use crate::journal::plain;
+use crate::verdict::web::WebDefect;
 use crate::verdict::{Cause, Verdict};
 
 /// Writes `reject part=… camera=… …`; the keys and their order are stable.
@@ -25,6 +26,11 @@ impl RejectOutput for LogOutput {
             }
             Verdict::Reject(cause) => log::warn!("{}", line("reject", Some(cause), outcome)),
         }
+        Ok(())
+    }
+
+    fn defect(&mut self, defect: &WebDefect) -> Result<()> {
+        log::info!("{}", defect_line(defect));
         Ok(())
     }
 
@@ -62,6 +68,16 @@ fn line(event: &str, cause: Option<Cause>, outcome: &Outcome) -> String {
     line
 }
 
+fn defect_line(defect: &WebDefect) -> String {
+    let WebDefect { camera, number, part, goes_on, x, width, row, rows, peak, counts, mm } = defect;
+    let encoder = counts.map_or("-".to_owned(), |[from, to]| format!("{from},{to}"));
+    let mm = mm.map_or("-".to_owned(), |[from, to]| format!("{from:.1},{to:.1}"));
+    format!(
+        "defect camera={camera} defect={number} goes_on={goes_on} part={part} x={x} width={width} \
+         row={row} rows={rows} peak={peak:.4} encoder={encoder} mm={mm}"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, SystemTime};
@@ -97,6 +113,31 @@ mod tests {
              region=120,84,40,32 latency_ms=18.4 image=2026-05-04/10422.png \
              name=\"broken 'big'\n.png\""
         );
+    }
+
+    #[test]
+    fn the_defect_line_has_its_keys_in_order() {
+        let defect = WebDefect {
+            camera: "web".into(),
+            number: 3,
+            part: PartId(412),
+            goes_on: false,
+            x: 120,
+            width: 40,
+            row: 88_400,
+            rows: 1310,
+            peak: 3.81,
+            counts: Some([176_800, 179_420]),
+            mm: Some([8840.0, 8971.0]),
+        };
+        assert_eq!(
+            defect_line(&defect),
+            "defect camera=web defect=3 goes_on=false part=412 x=120 width=40 row=88400 rows=1310 \
+             peak=3.8100 encoder=176800,179420 mm=8840.0,8971.0"
+        );
+        let defect = WebDefect { goes_on: true, counts: None, mm: None, ..defect };
+        let line = defect_line(&defect);
+        assert!(line.contains("goes_on=true") && line.ends_with("encoder=- mm=-"), "{line}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! <topic>/result   one JSON object a part, at least once each (QoS 1)
+//! <topic>/defect   the same for each defect of a web
 //! <topic>/status   the line's state and counters, retained, at most once a second
 //! <topic>/online   "online", retained; the broker says "offline" when the daemon is gone (last will)
 //! ```
@@ -27,6 +28,7 @@ use super::{LineState, LineStatus, Outcome, Recorded, RejectOutput, Service};
 use crate::journal::plain;
 use crate::telemetry::Progress;
 use crate::verdict::Cause;
+use crate::verdict::web::WebDefect;
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -128,6 +130,7 @@ impl Config {
 }
 
 const RESULT: &str = "result";
+const DEFECT: &str = "defect";
 const STATUS: &str = "status";
 const ONLINE: &str = "online";
 
@@ -139,6 +142,7 @@ pub struct Mqtt {
 
 enum News {
     Result(Box<Outcome>),
+    Defect(Box<WebDefect>),
     Beat(Box<LineStatus>),
 }
 
@@ -163,6 +167,10 @@ impl RejectOutput for Mqtt {
 
     fn signal(&mut self, outcome: &Outcome) -> Result<()> {
         self.news.give_result(News::Result(Box::new(outcome.clone())))
+    }
+
+    fn defect(&mut self, defect: &WebDefect) -> Result<()> {
+        self.news.give_result(News::Defect(Box::new(defect.clone())))
     }
 
     fn beat(&mut self, status: &LineStatus) -> Result<()> {
@@ -235,8 +243,9 @@ struct Desk<'a> {
     stop: &'a AtomicBool,
     progress: &'a Progress,
     stopped_at: Option<Instant>,
-    /// Results, the oldest first: it leaves when the broker has acknowledged it.
-    waiting: VecDeque<Vec<u8>>,
+    /// Results and defects with their topics, the oldest first: it leaves when the broker has
+    /// acknowledged it.
+    waiting: VecDeque<(&'static str, Vec<u8>)>,
     dropped: u64,
     /// Whether the first of them was sent and is not acknowledged.
     under_way: bool,
@@ -299,7 +308,11 @@ impl Desk<'_> {
                     let image = outcome.image.as_ref().map(|path| path.display().to_string());
                     // Numbers and strings are always JSON.
                     let message = serde_json::to_vec(&Recorded::of(&outcome, image));
-                    self.waiting.push_back(message.unwrap_or_default());
+                    self.waiting.push_back((RESULT, message.unwrap_or_default()));
+                }
+                News::Defect(defect) => {
+                    let message = serde_json::to_vec(&Defect::of(&defect));
+                    self.waiting.push_back((DEFECT, message.unwrap_or_default()));
                 }
                 News::Beat(status) => self.status = Some(status),
             }
@@ -317,8 +330,8 @@ impl Desk<'_> {
             return;
         }
         if let (false, Some(first)) = (self.under_way, self.waiting.front()) {
-            let message = first.clone();
-            self.under_way = self.say(RESULT, QoS::AtLeastOnce, false, message);
+            let (topic, message) = first.clone();
+            self.under_way = self.say(topic, QoS::AtLeastOnce, false, message);
         }
         let due = self.shown.is_none_or(|shown| clock() >= shown + STATUS_EVERY);
         if let Some(status) = self.status.take_if(|_| due) {
@@ -376,6 +389,40 @@ fn clock() -> Instant {
     Instant::now()
 }
 
+/// A [`WebDefect`] as JSON.
+#[derive(Serialize)]
+struct Defect<'a> {
+    camera: &'a str,
+    defect: u64,
+    goes_on: bool,
+    part: u64,
+    x: u32,
+    width: u32,
+    row: u64,
+    rows: u64,
+    peak: f32,
+    encoder: Option<[i64; 2]>,
+    mm: Option<[f64; 2]>,
+}
+
+impl Defect<'_> {
+    fn of(defect: &WebDefect) -> Defect<'_> {
+        Defect {
+            camera: &defect.camera,
+            defect: defect.number,
+            goes_on: defect.goes_on,
+            part: defect.part.0,
+            x: defect.x,
+            width: defect.width,
+            row: defect.row,
+            rows: defect.rows,
+            peak: defect.peak,
+            encoder: defect.counts,
+            mm: defect.mm,
+        }
+    }
+}
+
 /// A [`LineStatus`] as JSON.
 #[derive(Serialize)]
 struct Status {
@@ -428,6 +475,29 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::PartId;
+
+    #[test]
+    fn a_defect_is_an_object_with_the_keys_of_its_log_line() {
+        let defect = WebDefect {
+            camera: "web".into(),
+            number: 3,
+            part: PartId(412),
+            goes_on: true,
+            x: 120,
+            width: 40,
+            row: 88_400,
+            rows: 1310,
+            peak: 3.5,
+            counts: Some([176_800, 179_420]),
+            mm: None,
+        };
+        assert_eq!(
+            serde_json::to_string(&Defect::of(&defect)).unwrap(),
+            "{\"camera\":\"web\",\"defect\":3,\"goes_on\":true,\"part\":412,\"x\":120,\"width\":40,\
+             \"row\":88400,\"rows\":1310,\"peak\":3.5,\"encoder\":[176800,179420],\"mm\":null}"
+        );
+    }
 
     #[test]
     fn what_cannot_be_meant_is_named() {

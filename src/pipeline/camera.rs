@@ -228,7 +228,9 @@ impl Camera {
     }
 
     fn prove(&self, open: &mut Open, state: &mut State, delivered: bool) {
-        if !open.proven && (delivered || now() >= open.since + PROVEN_AFTER) {
+        if !open.source.ready() {
+            open.since = now();
+        } else if !open.proven && (delivered || now() >= open.since + PROVEN_AFTER) {
             open.proven = true;
             (state.back_off, state.complained) = (BACK_OFF[0], false);
             self.up(true);
@@ -245,7 +247,7 @@ impl Camera {
         state: &mut State,
     ) -> Result<Turn, LineGone> {
         self.prove(open, state, false);
-        if !state.waiting {
+        if !state.waiting && open.source.ready() {
             triggers.set_ready(true);
             state.waiting = true;
         }

@@ -19,6 +19,8 @@ pub(super) struct Infer {
     pub pin: bool,
     /// By camera.
     pub detector_of: Vec<usize>,
+    /// By camera: its parts are blocks of a web.
+    pub is_web: Vec<bool>,
     /// Most frames in one go.
     pub batch: usize,
     pub progress: Progress,
@@ -37,7 +39,8 @@ impl Infer {
         if self.pin {
             team::pin_current(0);
         }
-        let mut rules = Rules::new(tunings);
+        let is_web = std::mem::take(&mut self.is_web);
+        let mut rules = Rules::new(tunings, &is_web);
         let mut paces = vec![Pace::new(self.batch); self.detectors.len()];
         let mut held: Option<Frame> = None;
         loop {
@@ -52,7 +55,7 @@ impl Infer {
             };
             // Looked at with the part in hand: one that came after a change follows it.
             while let Ok(tunings) = retuned.try_recv() {
-                rules = Rules::new(&tunings);
+                rules = Rules::new(&tunings, &is_web);
             }
             let detector = self.detector_of[usize::from(first.id.camera)];
             let mut batch = vec![first];
@@ -148,14 +151,16 @@ fn detect(detector: &mut dyn Detector, frames: &[Frame]) -> Result<Vec<Detection
 }
 
 /// The limits and deadlines in force, by camera.
-struct Rules {
+struct Rules<'a> {
     judges: Vec<Judge>,
     decide_within: Vec<Duration>,
+    is_web: &'a [bool],
 }
 
-impl Rules {
-    fn new(tunings: &[Tuning]) -> Rules {
+impl<'a> Rules<'a> {
+    fn new(tunings: &[Tuning], is_web: &'a [bool]) -> Rules<'a> {
         Rules {
+            is_web,
             judges: tunings.iter().map(|tuning| Judge::new(tuning.limits.clone())).collect(),
             decide_within: tunings.iter().map(|tuning| tuning.decide_within).collect(),
         }
@@ -166,19 +171,23 @@ impl Rules {
     }
 
     fn judge(&mut self, frame: Frame, detection: Detection) -> Inspection {
-        let judge = &mut self.judges[usize::from(frame.id.camera)];
-        let judged = judge.judge(&detection, frame.image.width(), frame.image.height());
-        let reason = match judged.verdict {
-            Verdict::Reject(Cause::DetectorFailed) => {
-                Some("the score or map is not finite, or no place of the picture is judged".into())
-            }
-            _ => None,
+        let camera = usize::from(frame.id.camera);
+        let judge = &mut self.judges[camera];
+        let (width, height) = (frame.image.width(), frame.image.height());
+        let judged = judge.judge(&detection, width, height);
+        let failed = judged.verdict == Verdict::Reject(Cause::DetectorFailed);
+        let anomalies = match self.is_web[camera] && !failed {
+            true => judge.anomalies(&judged, &detection.map, width, height),
+            false => Vec::new(),
         };
+        let reason = failed
+            .then(|| "the score or map is not finite, or no place of the picture is judged".into());
         let grounds = Grounds {
             score: Some(judged.score).filter(|score| score.is_finite()),
             threshold: Some(judged.threshold).filter(|threshold| threshold.is_finite()),
             region: judged.region,
             reason,
+            anomalies,
         };
         Inspection { frame, verdict: judged.verdict, grounds, detection: Some(detection) }
     }

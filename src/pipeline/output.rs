@@ -16,7 +16,8 @@ use crate::ledger::{Ledger, Record, Resumed};
 use crate::output::{LineState, LineStatus, Outcome, RejectOutput, Tally};
 use crate::telemetry::{Counters, Latency, Progress, StandingAlarms};
 use crate::tracker::{Track, Tracker};
-use crate::verdict::{Cause, Verdict};
+use crate::verdict::web::{self, Web, WebDefect};
+use crate::verdict::{Anomaly, Cause, Verdict};
 
 const BEAT_EVERY: Duration = Duration::from_millis(100);
 const SUMMARY_EVERY: Duration = Duration::from_secs(60);
@@ -26,6 +27,8 @@ const LATE_IN_A_ROW: u32 = 10;
 
 pub(super) struct Setup {
     pub cameras: Vec<Arc<str>>,
+    /// By camera; `None` where its parts are apart.
+    pub webs: Vec<Option<Web>>,
     pub tunings: Vec<Tuning>,
     pub outputs: Vec<Box<dyn RejectOutput>>,
     pub ledger: Option<Ledger>,
@@ -128,6 +131,8 @@ impl Output {
             let verdict = Verdict::Reject(Cause::NotReady);
             self.conclude(track, now(), verdict, grounds, None, None);
         }
+        let last = self.setup.webs.iter_mut().flatten().flat_map(Web::finish).collect();
+        self.tell(last);
         self.beat(Some(LineState::Halted));
         self.summarise(now());
         if let Some(ledger) = self.setup.ledger.take()
@@ -281,6 +286,7 @@ impl Output {
                 self.wire_fault(name, &error);
             }
         }
+        self.follow_web(&outcome, frame.as_ref(), detection.is_some(), grounds.anomalies);
         self.setup.counters.count(outcome.verdict);
         self.late_in_a_row = match outcome.verdict {
             Verdict::Reject(Cause::TooLate | Cause::QueueFull) => self.late_in_a_row + 1,
@@ -297,6 +303,43 @@ impl Output {
             self.overdue.insert(outcome.part, outcome);
         } else {
             self.keep(outcome, frame, detection);
+        }
+    }
+
+    /// Tells of the defects that end with this part, where it is a block of a web.
+    fn follow_web(
+        &mut self,
+        outcome: &Outcome,
+        frame: Option<&Frame>,
+        inspected: bool,
+        anomalies: Vec<Anomaly>,
+    ) {
+        let Some(web) = &mut self.setup.webs[usize::from(outcome.frame.camera)] else { return };
+        let late = outcome.verdict == Verdict::Reject(Cause::TooLate);
+        let inspected = inspected && outcome.verdict != Verdict::Reject(Cause::DetectorFailed);
+        let is_rejected = outcome.verdict == Verdict::Reject(Cause::Anomaly);
+        let block = web::Block {
+            part: outcome.part,
+            // A late one has a picture, which is with the detector still.
+            height: frame
+                .map(|frame| frame.image.height())
+                .or_else(|| late.then_some(web.config().part_rows)),
+            position: outcome.position,
+            found: inspected.then_some(web::Found { is_rejected, anomalies }),
+        };
+        let defects = web.take(outcome.frame.seq, block);
+        self.tell(defects);
+    }
+
+    fn tell(&mut self, defects: Vec<WebDefect>) {
+        for defect in &defects {
+            for i in 0..self.setup.outputs.len() {
+                let wire = &mut self.setup.outputs[i];
+                if let Err(error) = wire.defect(defect) {
+                    let name = wire.name().to_owned();
+                    self.wire_fault(name, &error);
+                }
+            }
         }
     }
 

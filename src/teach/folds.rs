@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use anyhow::{Result, ensure};
 
-use super::{BATCH, Config, Draw, LEAST_TAUGHT, Step, memory_bank, scores};
+use super::{Config, Draw, LEAST_TAUGHT, Step, memory_bank, worst};
 use crate::detector::patch_prototypes::{PatchFeatures, PatchPrototypes};
 
 /// # Errors
@@ -24,17 +24,17 @@ pub(super) fn check(pictures: usize, folds: usize) -> Result<()> {
     Ok(())
 }
 
-/// The image score and the largest value of the anomaly map of every picture, in order.
-/// `features` [pictures · P, D] are theirs and come back as they were.
+/// The image score and the largest value of the anomaly map of every picture, in order; of its
+/// `tiles` the largest of each. `features` [pictures · P, D] are theirs and come back as they were.
 pub(super) fn cross_fit(
     config: &Config,
-    folds: usize,
+    (folds, tiles): (usize, usize),
     mut extractor: PatchFeatures,
     features: &mut [f32],
     progress: &mut dyn FnMut(Step, usize, usize),
 ) -> Result<(PatchFeatures, Vec<(f32, f32)>)> {
     let (rows, columns) = extractor.grid();
-    let picture = rows * columns * extractor.dims(); // numbers of one
+    let picture = tiles * rows * columns * extractor.dims(); // numbers of one
     let pictures = features.len() / picture;
     check(pictures, folds)?;
     let mut judged = Vec::with_capacity(pictures);
@@ -51,8 +51,8 @@ pub(super) fn cross_fit(
                 progress(step, done, total);
             })?;
         let mut detector = PatchPrototypes::new(extractor, bank)?;
-        for batch in own.chunks(BATCH * picture) {
-            judged.extend(detector.detect_features(batch)?.iter().map(scores));
+        for features in own.chunks_exact(picture) {
+            judged.push(worst(&detector.detect_features(features)?));
         }
         extractor = detector.into_features();
     }

@@ -50,7 +50,7 @@ impl Good {
     }
 
     /// The picture and the SHA-256 of its contents.
-    fn read(&self, significant_bits: u32) -> Result<(Image, [u8; 32])> {
+    pub(super) fn read(&self, significant_bits: u32) -> Result<(Image, [u8; 32])> {
         match self {
             Good::File { path, .. } => {
                 let bytes = fs::read(path)?;

@@ -1,10 +1,11 @@
 //! What teaching will take, before the work starts: pictures, prototypes, memory.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::seq::SliceRandom;
 
 use super::{BATCH, Config, Draw, Good, LEAST_PICTURES, LEAST_TAUGHT, PROJECTED_DIMS, folds};
 use crate::detector::patch_prototypes::{self, LoadedBackbone};
+use crate::detector::tiles::Layout;
 
 /// What teaching these pictures will take; made before the work starts.
 #[derive(Clone, Debug)]
@@ -15,8 +16,10 @@ pub struct Plan {
     pub(super) held_out: Vec<Good>,
     /// How many folds the taught pictures are cut into, each scored by the others' memory bank.
     pub(super) folds: Option<usize>,
-    /// P, a picture.
+    /// P, a picture, of all its tiles.
     pub(super) patches: usize,
+    /// Tiles of a picture; 1 where it is taught as a whole.
+    pub(super) tiles: usize,
     /// D.
     dims: usize,
     /// Of the backbone's tensors that the bundle will carry.
@@ -59,7 +62,8 @@ impl Config {
             goods.split_off(total - held_out)
         };
         let (rows, columns) = patch_prototypes::grid(self.input);
-        let patches = rows * columns;
+        let tiles = self.tiles.map_or(Ok(1), |layout| self.tiles_of(layout, &goods))?;
+        let patches = rows * columns * tiles;
         // the smallest memory bank to be made, which is a fold's where there are folds
         let least = folds.map_or(goods.len(), |folds| goods.len() - goods.len().div_ceil(folds));
         for pictures in [least, goods.len()] {
@@ -79,9 +83,17 @@ impl Config {
             held_out,
             folds,
             patches,
+            tiles,
             dims: patch_prototypes::dims(&loaded.backbone),
             backbone_bytes: loaded.tensors.values().map(|t| t.elem_count() as u64 * 4).sum(),
         })
+    }
+
+    /// Tiles of the first picture that can be read; teaching finds out whether others have as many.
+    fn tiles_of(&self, layout: Layout, goods: &[Good]) -> Result<usize> {
+        let first = goods.iter().find_map(|good| good.read(self.significant_bits).ok());
+        let (first, _) = first.context("none of the pictures can be read")?;
+        Ok(layout.count(first.width(), first.height()))
     }
 }
 

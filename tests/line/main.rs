@@ -1,10 +1,12 @@
-//! The wires of a line against peers that we did not write.
+//! The wires and cameras of a line against peers that we did not write.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../peers/mod.rs"]
 mod peers;
 
 mod ethernet_ip;
+#[cfg(feature = "gige")]
+mod gige;
 mod modbus;
 mod mqtt;
 mod remote_io;

@@ -3,10 +3,12 @@
 // Each test takes what it needs.
 #![allow(dead_code)]
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -97,6 +99,43 @@ impl Drop for Peer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A program of ours in C around `library` that others wrote, compiled anew. As [`python_with`] where
+/// gcc, pkg-config or the library's `packages` are not here.
+pub fn compiled(source: &str, library: &str, packages: &str) -> Option<PathBuf> {
+    let flags = Command::new("pkg-config")
+        .args(["--cflags", "--libs", library])
+        .stderr(Stdio::null())
+        .output()
+        .ok()
+        .filter(|flags| flags.status.success());
+    let gcc = Command::new("gcc").arg("--version").stdout(Stdio::null()).status().is_ok();
+    let Some(flags) = flags.filter(|_| gcc) else {
+        assert!(
+            std::env::var_os("INSPECTD_REQUIRE_PEERS").is_none(),
+            "gcc, pkg-config or {library} is not here though it was promised; apt-get install gcc \
+             pkg-config {packages}"
+        );
+        println!("SKIPPED: gcc, pkg-config or {library} is not here (apt-get install {packages})");
+        return None;
+    };
+    let flags = String::from_utf8(flags.stdout).unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers").join(source);
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(source.file_stem().unwrap());
+    // Other tests run at the same time, in this process or another; the last to compile wins.
+    static COMPILING: Mutex<()> = Mutex::new(());
+    let _compiling = COMPILING.lock().unwrap();
+    let own = program.with_extension(std::process::id().to_string());
+    let status = Command::new("gcc")
+        .args(["-O1", "-Wall", "-o"])
+        .args([&own, &source])
+        .args(flags.split_whitespace())
+        .status()
+        .unwrap();
+    assert!(status.success(), "gcc {}", source.display());
+    fs::rename(own, &program).unwrap();
+    Some(program)
 }
 
 /// A port that nobody has just now.

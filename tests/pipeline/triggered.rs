@@ -138,6 +138,7 @@ fn trigger_all(plan: &[Exposure], asks: &[bool]) -> Triggered {
                 output_latency: OUTPUT_LATENCY,
             },
             triggers: Some(triggers),
+            web: None,
         }],
         detectors: vec![Box::new(PlannedDetector { decide_within: PLENTY })],
         outputs: vec![Box::new(Wire { told: told.clone(), blocks_for: Duration::ZERO })],

@@ -1,7 +1,5 @@
 //! The camera itself, through nokhwa (V4L2). What nokhwa 0.10 cannot do is said in docs/cameras.md.
 
-use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use image::RgbImage;
@@ -12,58 +10,22 @@ use nokhwa::utils::{
 use nokhwa::{Buffer, Camera};
 
 use super::reader::{Fetch, Raw, Reader};
-use super::{CameraFault, Config, Device, Format, number_of};
+use super::{CameraFault, Config, Format};
 use crate::camera::folder;
+use crate::camera::video_node::path_of;
 use crate::frame::Image;
 
 /// Starts the camera's reader. What the camera says to the format comes with the first grab.
 pub fn open(config: &Config) -> Result<Reader, CameraFault> {
-    let path = resolve(&config.device)?;
-    let device = path.display().to_string();
-    let Some(number) = number_of(&path) else {
-        return Err(CameraFault(format!("{device} is no camera: it is not a /dev/video<n>")));
-    };
-    if !path.exists() {
-        return Err(CameraFault(format!("there is no camera {device}; {}", what_is_there())));
-    }
+    let number = config.device.find()?;
     let (width, height, format) = (config.width, config.height, config.format);
     let wanted = CameraFormat::new(Resolution::new(width, height), code(format), config.rate_hz);
     Reader::start(
-        &device,
+        &path_of(number).display().to_string(),
         Duration::from_millis(config.silence_ms),
         move || start(number, wanted),
         Box::new(move |bytes| unpack(bytes, width, height, format)),
     )
-}
-
-fn resolve(device: &Device) -> Result<PathBuf, CameraFault> {
-    match device {
-        Device::Number(number) => Ok(format!("/dev/video{number}").into()),
-        Device::Path(path) if number_of(path).is_some() => Ok(path.clone()),
-        Device::Path(link) => fs::canonicalize(link).map_err(|error| {
-            CameraFault(format!(
-                "there is no camera {}: {error}; {}",
-                link.display(),
-                what_is_there()
-            ))
-        }),
-    }
-}
-
-fn what_is_there() -> String {
-    let mut numbers: Vec<u32> = fs::read_dir("/dev")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| number_of(&entry.ok()?.path()))
-        .collect();
-    numbers.sort_unstable();
-    if numbers.is_empty() {
-        return "this machine has no /dev/video<n> at all: is the camera plugged in, and its driver \
-                loaded?"
-            .to_owned();
-    }
-    let names: Vec<_> = numbers.iter().map(|number| format!("/dev/video{number}")).collect();
-    format!("there are {}", names.join(", "))
 }
 
 fn start(number: u32, wanted: CameraFormat) -> Result<Fetch, String> {

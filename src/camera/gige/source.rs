@@ -1,0 +1,386 @@
+//! Makes parts of what a camera delivers: each frame that was taken becomes one, also those that
+//! came in pieces or never.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::continuity::{Continuity, MOST_MISSING, Step};
+use super::encoder::Unwrap;
+use super::pixels::{self, Format, Layout};
+use super::silence::{Silence, two_periods};
+use super::{Camera, Config, DEFAULT_SILENCE, Delivery, Opened, Trigger, chunks};
+use crate::camera::{CameraFault, FrameSource, Grab, Picture};
+use crate::frame::Position;
+
+/// A camera that was opened.
+pub struct Source<C: Camera> {
+    /// For faults.
+    address: String,
+    camera: C,
+    format: Format,
+    silence: Silence,
+    continuity: Continuity,
+    /// Frames that never came, by how many before the held one they were.
+    missing: Range<u64>,
+    /// Waits until those before it are reported.
+    held: Option<Delivery<C::Payload>>,
+    encoder: Option<Belt>,
+    software: bool,
+}
+
+struct Belt {
+    place: chunks::Place,
+    unwrap: Unwrap,
+    per_row: f64,
+}
+
+impl<C: Camera> Source<C> {
+    pub fn new(config: &Config, camera: C, opened: Opened) -> Source<C> {
+        let now = clock();
+        let set = config.silence_ms.map(Duration::from_millis);
+        let limit = set.unwrap_or(DEFAULT_SILENCE);
+        let silence = match config.trigger {
+            Trigger::Free => {
+                Silence::free(set.or(opened.rate_hz.map(two_periods)).unwrap_or(limit), now)
+            }
+            Trigger::Software => Silence::asked(limit, now),
+            Trigger::Hardware => Silence::Unknown,
+        };
+        let belt = |(place, encoder): (_, &super::Encoder)| Belt {
+            place,
+            // A camera that is opened again counts anew: nobody saw what happened meanwhile.
+            unwrap: Unwrap::new(encoder.bits),
+            per_row: encoder.per_row,
+        };
+        Source {
+            address: config.address.to_string(),
+            camera,
+            format: opened.format,
+            silence,
+            continuity: Continuity::default(),
+            missing: 0..0,
+            held: None,
+            encoder: opened.encoder.zip(config.encoder.as_ref()).map(belt),
+            software: config.trigger == Trigger::Software,
+        }
+    }
+
+    fn fault(&self, reason: impl std::fmt::Display) -> CameraFault {
+        CameraFault(format!("{}: {reason}", self.address))
+    }
+
+    /// The limit has passed without a frame.
+    fn silent(&mut self) -> Result<Grab, CameraFault> {
+        // The fault itself stands for the last of them.
+        if self.silence.owed() > 1 {
+            self.silence.forgive();
+            let name = "frame-none".to_owned();
+            return Ok(Grab::Bad { name, reason: "the camera sent no picture of it".to_owned() });
+        }
+        let (limit, after) = match self.silence {
+            Silence::Asked { limit, .. } => (limit, " after a trigger"),
+            Silence::Free { limit, .. } => (limit, ""),
+            Silence::Unknown => return Ok(Grab::Idle),
+        };
+        let losses = self.camera.own_losses();
+        Err(self.fault(format!(
+            "no frame for {} ms{after}; silence_ms sets this limit{losses}",
+            limit.as_millis()
+        )))
+    }
+
+    fn part(&mut self, frame: &Delivery<C::Payload>) -> Grab {
+        let name = format!("frame-{}", frame.id);
+        if let Some(reason) = &frame.incomplete {
+            let reason = format!("{reason}{}", self.camera.own_losses());
+            return Grab::Bad { name, reason };
+        }
+        let bytes = frame.payload.as_ref();
+        // Before the pixels: the counter must be followed over bad pictures too.
+        let position = match &mut self.encoder {
+            None => None,
+            Some(Belt { place, unwrap, per_row }) => match chunks::number(bytes, place) {
+                Ok(raw) => Some(Position { count: unwrap.count(raw), per_row: *per_row }),
+                Err(reason) => return Grab::Bad { name, reason },
+            },
+        };
+        let layout = Layout {
+            format: self.format,
+            code: frame.format,
+            width: frame.width,
+            height: frame.height,
+            padding: frame.row_padding,
+        };
+        match pixels::picture(&layout, bytes) {
+            Ok(image) => {
+                let captured_at = Some(frame.captured_at);
+                Grab::Picture(Picture { image, name, captured_at, position, truth: None })
+            }
+            Err(reason) => Grab::Bad { name, reason },
+        }
+    }
+}
+
+impl<C: Camera> FrameSource for Source<C> {
+    fn grab(&mut self, patience: Duration) -> Result<Grab, CameraFault> {
+        if let Some(before) = self.missing.next_back()
+            && let Some(held) = &self.held
+        {
+            let id = self.continuity.before(held.id, before);
+            return Ok(Grab::Bad {
+                name: format!("frame-{id}"),
+                reason: format!("frame id {id} never came{}", self.camera.own_losses()),
+            });
+        }
+        if let Some(held) = self.held.take() {
+            return Ok(self.part(&held));
+        }
+        if let Some(reason) = self.camera.lost() {
+            return Err(self.fault(reason));
+        }
+        let wait = self.silence.left(clock()).map_or(patience, |left| left.min(patience));
+        let Some(frame) = self.camera.next(wait) else {
+            return match self.silence.left(clock()) {
+                Some(Duration::ZERO) => self.silent(),
+                _ => Ok(Grab::Idle),
+            };
+        };
+        let now = clock();
+        let id = frame.id;
+        match self.continuity.step(id) {
+            Step::Ahead { missing: 0 } => {
+                self.silence.heard(1, now);
+                Ok(self.part(&frame))
+            }
+            Step::Ahead { missing } => {
+                self.silence.heard(missing + 1, now);
+                self.missing = 1..missing + 1;
+                self.held = Some(frame);
+                self.grab(patience)
+            }
+            Step::Behind => Ok(Grab::Bad {
+                name: format!("frame-{id}"),
+                reason: format!("frame id {id} came again, or after its turn"),
+            }),
+            Step::Lost { last } => {
+                let losses = self.camera.own_losses();
+                Err(self.fault(format!(
+                    "frame ids went from {last} to {id}: the camera was started again, or more \
+                     than {MOST_MISSING} frames are lost{losses}"
+                )))
+            }
+        }
+    }
+
+    fn trigger(&mut self) -> Result<(), CameraFault> {
+        if !self.software {
+            return Ok(());
+        }
+        self.silence.trigger(clock());
+        self.camera.trigger().map_err(|reason| self.fault(reason))
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "whether a frame is due is asked where it is waited for, on the camera's thread"
+)]
+fn clock() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::rc::Rc;
+    use std::thread::sleep;
+
+    use super::*;
+    use crate::frame::Image;
+
+    /// Longer than any test waits.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A camera that delivers what a test puts there.
+    #[derive(Clone, Default)]
+    struct Fake(Rc<RefCell<State>>);
+
+    #[derive(Default)]
+    struct State {
+        frames: VecDeque<Delivery<Vec<u8>>>,
+        triggers: usize,
+        lost: Option<String>,
+    }
+
+    impl Camera for Fake {
+        type Payload = Vec<u8>;
+
+        fn next(&mut self, wait: Duration) -> Option<Delivery<Vec<u8>>> {
+            let frame = self.0.borrow_mut().frames.pop_front();
+            if frame.is_none() {
+                assert!(wait < PATIENCE, "this would be waited for in vain");
+                sleep(wait);
+            }
+            frame
+        }
+
+        fn trigger(&mut self) -> Result<(), String> {
+            self.0.borrow_mut().triggers += 1;
+            Ok(())
+        }
+
+        fn lost(&self) -> Option<String> {
+            self.0.borrow().lost.clone()
+        }
+
+        fn own_losses(&mut self) -> String {
+            String::new()
+        }
+    }
+
+    fn frame(id: u64) -> Delivery<Vec<u8>> {
+        Delivery {
+            id,
+            incomplete: None,
+            width: 2,
+            height: 1,
+            row_padding: 0,
+            format: 0x0108_0001,
+            payload: vec![id as u8, 7],
+            captured_at: clock(),
+        }
+    }
+
+    fn source(config: &str, encoder: Option<chunks::Place>) -> (Fake, Source<Fake>) {
+        let config = toml::from_str(&format!("address = '10.0.0.5'\n{config}")).unwrap();
+        let camera = Fake::default();
+        let opened = Opened { format: Format::Mono8, rate_hz: Some(100.0), encoder };
+        (camera.clone(), Source::new(&config, camera, opened))
+    }
+
+    fn deliver(camera: &Fake, ids: &[u64]) {
+        camera.0.borrow_mut().frames.extend(ids.iter().map(|&id| frame(id)));
+    }
+
+    fn describe(grab: Result<Grab, CameraFault>) -> String {
+        match grab {
+            Ok(Grab::Picture(Picture { image: Image::Gray(image), name, .. })) => {
+                format!("{name} {}", image.as_raw()[0])
+            }
+            Ok(Grab::Bad { name, reason }) => format!("{name} bad: {reason}"),
+            Ok(other) => format!("{other:?}"),
+            Err(fault) => format!("fault: {fault}"),
+        }
+    }
+
+    #[test]
+    fn each_frame_that_was_taken_becomes_a_part_in_its_turn() {
+        let (camera, mut source) = source("", None);
+        deliver(&camera, &[65534, 3, 3, 4]);
+        camera.0.borrow_mut().frames[3].incomplete = Some("30 of 38 packets came".to_owned());
+        for says in [
+            "frame-65534 254",
+            "frame-65535 bad: frame id 65535 never came",
+            "frame-1 bad: frame id 1 never came",
+            "frame-2 bad: frame id 2 never came",
+            "frame-3 3",
+            "frame-3 bad: frame id 3 came again, or after its turn",
+            "frame-4 bad: 30 of 38 packets came",
+        ] {
+            assert_eq!(describe(source.grab(PATIENCE)), says);
+        }
+    }
+
+    #[test]
+    fn a_jump_of_ids_is_a_fault() {
+        let (camera, mut source) = source("", None);
+        deliver(&camera, &[5000, 1]);
+        assert_eq!(describe(source.grab(PATIENCE)), "frame-5000 136");
+        let fault = describe(source.grab(PATIENCE));
+        assert!(fault.starts_with("fault: 10.0.0.5: frame ids went from 5000 to 1"), "{fault}");
+    }
+
+    #[test]
+    fn a_free_camera_is_lost_after_two_of_its_periods() {
+        let (camera, mut source) = source("", None);
+        deliver(&camera, &[1]);
+        assert_eq!(describe(source.grab(PATIENCE)), "frame-1 1");
+        let fault = describe(source.grab(PATIENCE));
+        assert!(fault.starts_with("fault: 10.0.0.5: no frame for 20 ms;"), "{fault}");
+    }
+
+    #[test]
+    fn patience_ends_before_silence() {
+        let (camera, mut source) = source("silence_ms = 60000", None);
+        deliver(&camera, &[1]);
+        assert_eq!(describe(source.grab(PATIENCE)), "frame-1 1");
+        assert_eq!(describe(source.grab(Duration::from_millis(2))), "Idle");
+    }
+
+    #[test]
+    fn each_trigger_without_a_picture_is_a_rejected_part() {
+        let (camera, mut source) = source("trigger = 'software'\nsilence_ms = 40", None);
+        assert_eq!(describe(source.grab(Duration::from_millis(1))), "Idle");
+        for _ in 0..4 {
+            source.trigger().unwrap();
+        }
+        assert_eq!(camera.0.borrow().triggers, 4);
+        deliver(&camera, &[1]);
+        assert_eq!(describe(source.grab(PATIENCE)), "frame-1 1");
+        // Two come out as bad parts; for the last one the fault stands.
+        let none = "frame-none bad: the camera sent no picture of it";
+        assert_eq!(describe(source.grab(PATIENCE)), none);
+        assert_eq!(describe(source.grab(PATIENCE)), none);
+        let fault = describe(source.grab(PATIENCE));
+        assert!(fault.contains("no frame for 40 ms after a trigger"), "{fault}");
+    }
+
+    #[test]
+    fn an_outside_trigger_is_not_ours_and_its_silence_no_fault() {
+        let (camera, mut source) = source("trigger = 'hardware'", None);
+        source.trigger().unwrap();
+        assert_eq!(camera.0.borrow().triggers, 0);
+        assert_eq!(describe(source.grab(Duration::from_millis(30))), "Idle");
+    }
+
+    #[test]
+    fn lost_control_is_a_fault() {
+        let (camera, mut source) = source("", None);
+        camera.0.borrow_mut().lost = Some("control was lost".to_owned());
+        assert_eq!(describe(source.grab(PATIENCE)), "fault: 10.0.0.5: control was lost");
+    }
+
+    #[test]
+    fn the_encoder_gives_each_picture_its_position() {
+        let place = chunks::Place { id: 9, offset: 0, length: 4, big_endian: true };
+        let (camera, mut source) = source("encoder = { per_row = 1.5 }", Some(place));
+        let counted = |id, count: u32| {
+            let mut frame = frame(id);
+            for word in [count, 9, 4] {
+                frame.payload.extend(word.to_be_bytes());
+            }
+            frame
+        };
+        // The picture in between is of no use; its count is.
+        let bent = Delivery { format: 1, ..counted(2, 0x7000_0000) };
+        camera.0.borrow_mut().frames.extend([
+            counted(1, 10),
+            bent,
+            counted(3, 0xe000_0000),
+            counted(4, 5),
+            frame(5),
+        ]);
+        let mut position = || match source.grab(PATIENCE).unwrap() {
+            Grab::Picture(picture) => picture.position,
+            Grab::Bad { .. } => None,
+            other => panic!("{other:?}"),
+        };
+        let at = |count| Some(Position { count, per_row: 1.5 });
+        assert_eq!(position(), at(10));
+        assert_eq!(position(), None);
+        assert_eq!(position(), at(0xe000_0000));
+        assert_eq!(position(), at((1 << 32) + 5));
+        assert_eq!(position(), None, "a frame without its chunk is bad");
+    }
+}
