@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::detector::tiles;
 use crate::nn::engine;
-use crate::output::{gate, modbus, mqtt, s7};
+use crate::output::{ethernet_ip, gate, modbus, mqtt, s7};
 use crate::{archive, camera, ledger, pipeline, tracker, trigger, verdict};
 
 /// The whole file.
@@ -68,6 +68,7 @@ pub struct Camera {
 pub struct Output {
     pub modbus: Option<modbus::Config>,
     pub s7: Option<s7::Config>,
+    pub ethernet_ip: Option<ethernet_ip::Config>,
     pub mqtt: Option<mqtt::Config>,
     pub gate: Option<gate::Config>,
 }
@@ -140,6 +141,9 @@ impl Config {
         }
         if let Some(s7) = &self.output.s7 {
             s7.check()?;
+        }
+        if let Some(ethernet_ip) = &self.output.ethernet_ip {
+            ethernet_ip.check()?;
         }
         if let Some(mqtt) = &self.output.mqtt {
             mqtt.check()?;

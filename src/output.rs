@@ -14,6 +14,7 @@ use crate::trigger::Port;
 use crate::verdict::web::WebDefect;
 use crate::verdict::{Cause, Region, Verdict};
 
+pub mod ethernet_ip;
 pub mod gate;
 mod handover;
 mod handshake;

@@ -20,6 +20,7 @@ use inspectd::frame::Image;
 use inspectd::journal;
 use inspectd::ledger::Ledger;
 use inspectd::nn::engine::Engine;
+use inspectd::output::ethernet_ip::EthernetIp;
 use inspectd::output::gate::{self, GateOutput};
 use inspectd::output::log::LogOutput;
 use inspectd::output::modbus::Modbus;
@@ -149,6 +150,11 @@ impl Line {
         if let Some(s7) = &config.output.s7 {
             wires.push(Box::new(S7::new(s7, controls.clone())?));
             log::info!("wire_up wire=s7 plc={}:{} db={}", s7.address, s7.port, s7.db);
+        }
+        if let Some(ethernet_ip) = &config.output.ethernet_ip {
+            wires.push(Box::new(EthernetIp::bind(ethernet_ip, controls.clone())?));
+            let (listen, port) = (ethernet_ip.listen, ethernet_ip.port);
+            log::info!("wire_up wire=ethernet_ip listen={listen}:{port}");
         }
         if let Some(mqtt) = &config.output.mqtt {
             wires.push(Box::new(Mqtt::new(mqtt)?));

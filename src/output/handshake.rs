@@ -14,6 +14,8 @@ pub(super) struct TriggerHandshake {
     enabled: bool,
     /// The trigger bits as they were last written.
     bits: u16,
+    /// Those of them that were triggers: they rose while triggers were enabled.
+    taken: u16,
     cameras: Vec<Triggered>,
 }
 
@@ -37,15 +39,17 @@ impl TriggerHandshake {
     /// the camera waits for it or not.
     pub fn write(&mut self, enabled: bool, bits: u16, line_ready: bool, now: Instant) {
         let rising = bits & !self.bits;
+        let mut taken = self.taken & bits;
         for (n, camera) in self.cameras.iter_mut().enumerate() {
             if let Some(port) = &camera.port
                 && enabled
                 && rising & (1 << n) != 0
             {
                 camera.answer = port.ask(now, None, line_ready);
+                taken |= 1 << n;
             }
         }
-        (self.enabled, self.bits) = (enabled, bits);
+        (self.enabled, self.bits, self.taken) = (enabled, bits, taken);
     }
 
     /// Cameras that would take a trigger now.
@@ -60,7 +64,7 @@ impl TriggerHandshake {
     /// Cameras whose trigger stands and was taken up; each one's part number is there.
     pub fn acks(&self) -> u16 {
         self.word(|n, camera| {
-            self.enabled && self.bits & (1 << n) != 0 && answered(camera).is_some()
+            self.enabled && self.taken & (1 << n) != 0 && answered(camera).is_some()
         })
     }
 
@@ -231,6 +235,18 @@ mod tests {
         hand.write(true, BIT | 1, true, now());
         assert!(triggers.asked.try_recv().is_err());
         assert_eq!((hand.acks(), hand.part(1)), (0, 0));
+    }
+
+    #[test]
+    fn a_bit_that_was_no_trigger_is_not_acknowledged_with_the_part_before() {
+        let (mut hand, triggers) = triggered();
+        hand.write(true, BIT, true, now());
+        triggers.asked.try_recv().unwrap().answer(PartId(9));
+        assert_eq!(hand.acks(), BIT);
+        hand.write(true, 0, true, now());
+        hand.write(false, BIT, true, now());
+        hand.write(true, BIT, true, now());
+        assert_eq!(hand.acks(), 0);
     }
 
     fn entry(nth: u16) -> Entry {

@@ -4,6 +4,7 @@
 #[path = "../peers/mod.rs"]
 mod peers;
 
+mod ethernet_ip;
 #[cfg(feature = "gige")]
 mod gige;
 mod modbus;

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 /// A Python that has `module`: `INSPECTD_PYTHON`, else `python3`. `None` with a clear word where
@@ -76,6 +76,15 @@ impl Peer {
     /// Its next line.
     pub fn hear(&self, patience: Duration) -> String {
         self.said.recv_timeout(patience).unwrap()
+    }
+
+    /// Its next line, if it comes so soon.
+    pub fn hears_within(&self, patience: Duration) -> Option<String> {
+        match self.said.recv_timeout(patience) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => panic!("it has ended; see its words above"),
+        }
     }
 
     pub fn signal(&self, name: &str) {

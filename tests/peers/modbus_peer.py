@@ -163,12 +163,12 @@ def the_plc_is_watched(client):
 def faults_are_refused(client):
     for reply, code in [
         (client.read_holding_registers(50), 2),
-        (client.read_holding_registers(3), 2),
+        (client.read_holding_registers(4), 2),
         (client.read_holding_registers(RING + SLOTS * ENTRY), 2),
         (client.read_holding_registers(RING + SLOTS * ENTRY - 1, count=2), 2),
         (client.write_register(STATUS, 1), 2),
         (client.write_registers(LATEST + 1, [1]), 2),
-        (client.write_registers(ACKNOWLEDGE, [1, 1]), 2),
+        (client.write_registers(ACKNOWLEDGE, [1, 1, 1]), 2),
         (client.read_discrete_inputs(10, count=7), 2),
         (client.write_coil(0, True), 1),
         (client.mask_write_register(address=0, and_mask=0, or_mask=1), 1),
