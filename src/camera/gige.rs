@@ -134,8 +134,8 @@ impl Config {
             );
         }
         ensure!(
-            (1..=1024).contains(&self.receive_buffer_mib),
-            "receive_buffer_mib = {} cannot be; give 1 to 1024",
+            (1..=512).contains(&self.receive_buffer_mib),
+            "receive_buffer_mib = {} cannot be; give 1 to 512",
             self.receive_buffer_mib
         );
         ensure!(
