@@ -4,14 +4,17 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::camera::{Camera, Delivery, Opened};
 use super::continuity::{Continuity, MOST_MISSING, Step};
 use super::encoder::Unwrap;
 use super::pixels::{self, Format, Layout};
 use super::silence::{Silence, two_periods};
-use super::{Camera, Config, DEFAULT_SILENCE, Delivery, Opened, Trigger, chunks};
+use super::{Config, Encoder, Trigger, chunks};
 use crate::camera::{CameraFault, FrameSource, Grab, Picture};
 use crate::frame::Position;
 
+/// Where neither the file nor the camera says how long a frame may stay away.
+const DEFAULT_SILENCE: Duration = Duration::from_secs(1);
 /// Where this thread was kept from running until the limit had passed, so was the one that puts
 /// packets together: it gets this long to hand over what lies in the socket.
 const HESITATION: Duration = Duration::from_millis(5);
@@ -50,7 +53,7 @@ impl<C: Camera> Source<C> {
             Trigger::Software => Silence::asked(limit, now),
             Trigger::Hardware => Silence::Unknown,
         };
-        let belt = |(place, encoder): (_, &super::Encoder)| Belt {
+        let belt = |(place, encoder): (_, &Encoder)| Belt {
             place,
             // A camera that is opened again counts anew: nobody saw what happened meanwhile.
             unwrap: Unwrap::new(encoder.bits),
