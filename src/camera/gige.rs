@@ -1,9 +1,9 @@
 //! GigE Vision cameras, area and line scan, known by their address.
 //!
-//! Here are the keys. [`camera`] is the trait that a library is put behind. [`source`] makes parts
-//! of what arrives and knows no hardware; nor do the rooms it asks: [`continuity`] (are all frames
-//! there?), [`silence`] (does the camera still deliver?), [`pixels`], [`chunks`] and [`encoder`]
-//! (where did the belt stand?), [`features`] (is the camera set as the file says?). [`opening`]
+//! Here are the keys. `camera` is the trait that a library is put behind. `source` makes parts
+//! of what arrives and knows no hardware; nor do the rooms it asks: `continuity` (are all frames
+//! there?), `silence` (does the camera still deliver?), `pixels`, `chunks` and `encoder`
+//! (where did the belt stand?), [`features`] (is the camera set as the file says?). `opening`
 //! keeps the camera thread going until the camera is there. Only `stream` talks to the library.
 
 use std::net::Ipv4Addr;
