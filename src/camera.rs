@@ -154,6 +154,32 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_the_docs_are_read() {
+        #[derive(Deserialize)]
+        struct File {
+            camera: Table,
+        }
+        #[derive(Deserialize)]
+        struct Table {
+            source: Config,
+        }
+        let page = include_str!("../docs/cameras.md");
+        let examples = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let mut read = 0;
+        for example in examples {
+            let config = if example.starts_with("[camera.source]") {
+                toml::from_str::<File>(example).map(|file| file.camera.source)
+            } else {
+                toml::from_str(example)
+            };
+            let config = config.unwrap_or_else(|error| panic!("{error}\n{example}"));
+            config.check().unwrap();
+            read += 1;
+        }
+        assert_eq!(read, 5, "one of each kind, and a line-scan camera");
+    }
+
+    #[test]
     fn unknown_keys_and_kinds_are_refused_by_name() {
         for (text, word) in [
             ("kind = 'folder'\npath = 'x'\nrate = 5", "rate"),

@@ -1,19 +1,20 @@
 //! GigE Vision cameras, area and line scan, known by their address.
 //!
-//! Here are the keys and the trait that a camera library is put behind. [`source`] makes parts of
-//! what arrives and knows no hardware; nor do the rooms it asks: [`continuity`] (are all frames
-//! there?), [`silence`] (does the camera still deliver?), [`pixels`], [`chunks`] and [`encoder`]
-//! (where did the belt stand?), [`features`] (is the camera set as the file says?). [`opening`]
+//! Here are the keys. `camera` is the trait that a library is put behind. `source` makes parts
+//! of what arrives and knows no hardware; nor do the rooms it asks: `continuity` (are all frames
+//! there?), `silence` (does the camera still deliver?), `pixels`, `chunks` and `encoder`
+//! (where did the belt stand?), [`features`] (is the camera set as the file says?). `opening`
 //! keeps the camera thread going until the camera is there. Only `stream` talks to the library.
 
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use serde::Deserialize;
 
 use super::{CameraFault, FrameSource};
 
+#[cfg(any(feature = "gige", test))]
+mod camera;
 #[cfg(any(feature = "gige", test))]
 mod chunks;
 #[cfg(any(feature = "gige", test))]
@@ -46,7 +47,7 @@ pub struct Config {
     #[serde(default)]
     pub features: Vec<Setting>,
     /// In milliseconds: how long a frame that is due may stay away before the camera is lost.
-    /// `None`: two periods of the camera's own rate in free run, else [`DEFAULT_SILENCE`].
+    /// `None`: two periods of the camera's own rate in free run, else one second.
     pub silence_ms: Option<u64>,
     /// In milliseconds: camera and host take each other for lost without a sign of life for so
     /// long.
@@ -92,10 +93,6 @@ pub struct Encoder {
     pub bits: u32,
 }
 
-/// Where neither the file nor the camera says how long a frame may stay away.
-#[cfg(any(feature = "gige", test))]
-const DEFAULT_SILENCE: Duration = Duration::from_secs(1);
-
 impl Config {
     /// Refuses values that cannot be meant. What the camera can do is seen when it is opened.
     pub fn check(&self) -> Result<()> {
@@ -134,8 +131,8 @@ impl Config {
             );
         }
         ensure!(
-            (1..=1024).contains(&self.receive_buffer_mib),
-            "receive_buffer_mib = {} cannot be; give 1 to 1024",
+            (1..=512).contains(&self.receive_buffer_mib),
+            "receive_buffer_mib = {} cannot be; give 1 to 512",
             self.receive_buffer_mib
         );
         ensure!(
@@ -192,51 +189,6 @@ pub fn open(_config: &Config) -> Result<Box<dyn FrameSource>, CameraFault> {
     Err(CameraFault(
         "this inspectd was built without GigE cameras: build with --features gige".to_owned(),
     ))
-}
-
-/// A camera that streams, or a test's stand-in. Dropping it stops the camera and gives it back.
-#[cfg(any(feature = "gige", test))]
-trait Camera {
-    type Payload: AsRef<[u8]>;
-
-    /// The next frame, complete or not, waiting at most for `wait`.
-    fn next(&mut self, wait: Duration) -> Option<Delivery<Self::Payload>>;
-
-    fn trigger(&mut self) -> Result<(), String>;
-
-    /// Why the camera can't be controlled any more.
-    fn lost(&self) -> Option<String>;
-
-    /// What this host lost since the last question, to go on behind a part's reason; mostly
-    /// empty.
-    fn own_losses(&mut self) -> String;
-}
-
-/// A frame as it came.
-#[cfg(any(feature = "gige", test))]
-struct Delivery<P> {
-    id: u64,
-    /// What is missing of it. Size, format and pixels mean nothing then.
-    incomplete: Option<String>,
-    /// In pixels.
-    width: u32,
-    height: u32,
-    /// Bytes after each row that are no pixels.
-    row_padding: usize,
-    /// Code of the Pixel Format Naming Convention.
-    format: u32,
-    /// Rows of pixels from the first byte on, then chunks if the camera sends any.
-    payload: P,
-    captured_at: Instant,
-}
-
-/// What was found out when the camera was opened.
-#[cfg(any(feature = "gige", test))]
-struct Opened {
-    format: pixels::Format,
-    /// Frames a second in free run, by the camera's own word.
-    rate_hz: Option<f64>,
-    encoder: Option<chunks::Place>,
 }
 
 fn default_heartbeat_ms() -> u32 {

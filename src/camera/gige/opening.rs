@@ -6,8 +6,9 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use super::camera::{Camera, Opened};
 use super::source::Source;
-use super::{Camera, Config, Opened};
+use super::{Config, Trigger};
 use crate::camera::{CameraFault, FrameSource, Grab};
 
 /// Opened, or about to be.
@@ -77,7 +78,7 @@ impl<C: Camera> FrameSource for Opening<C> {
         match &mut self.source {
             Some(source) => source.trigger(),
             None => {
-                self.missed += u64::from(self.config.trigger == super::Trigger::Software);
+                self.missed += u64::from(self.config.trigger == Trigger::Software);
                 Ok(())
             }
         }
@@ -86,8 +87,8 @@ impl<C: Camera> FrameSource for Opening<C> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::camera::Delivery;
     use super::super::pixels::Format;
-    use super::super::{Delivery, Trigger};
     use super::*;
 
     /// There, and silent.

@@ -4,13 +4,20 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::camera::{Camera, Delivery, Opened};
 use super::continuity::{Continuity, MOST_MISSING, Step};
 use super::encoder::Unwrap;
 use super::pixels::{self, Format, Layout};
 use super::silence::{Silence, two_periods};
-use super::{Camera, Config, DEFAULT_SILENCE, Delivery, Opened, Trigger, chunks};
+use super::{Config, Encoder, Trigger, chunks};
 use crate::camera::{CameraFault, FrameSource, Grab, Picture};
 use crate::frame::Position;
+
+/// Where neither the file nor the camera says how long a frame may stay away.
+const DEFAULT_SILENCE: Duration = Duration::from_secs(1);
+/// Where this thread was kept from running until the limit had passed, so was the one that puts
+/// packets together: it gets this long to hand over what lies in the socket.
+const HESITATION: Duration = Duration::from_millis(5);
 
 /// A camera that was opened.
 pub struct Source<C: Camera> {
@@ -46,7 +53,7 @@ impl<C: Camera> Source<C> {
             Trigger::Software => Silence::asked(limit, now),
             Trigger::Hardware => Silence::Unknown,
         };
-        let belt = |(place, encoder): (_, &super::Encoder)| Belt {
+        let belt = |(place, encoder): (_, &Encoder)| Belt {
             place,
             // A camera that is opened again counts anew: nobody saw what happened meanwhile.
             unwrap: Unwrap::new(encoder.bits),
@@ -139,7 +146,11 @@ impl<C: Camera> FrameSource for Source<C> {
             return Err(self.fault(reason));
         }
         let wait = self.silence.left(clock()).map_or(patience, |left| left.min(patience));
-        let Some(frame) = self.camera.next(wait) else {
+        let mut frame = self.camera.next(wait);
+        if frame.is_none() && self.silence.left(clock()) == Some(Duration::ZERO) {
+            frame = self.camera.next(HESITATION);
+        }
+        let Some(frame) = frame else {
             return match self.silence.left(clock()) {
                 Some(Duration::ZERO) => self.silent(),
                 _ => Ok(Grab::Idle),
@@ -211,12 +222,18 @@ mod tests {
         frames: VecDeque<Delivery<Vec<u8>>>,
         triggers: usize,
         lost: Option<String>,
+        /// How long the machine does nothing in the next wait, whatever comes meanwhile.
+        hesitates: Option<Duration>,
     }
 
     impl Camera for Fake {
         type Payload = Vec<u8>;
 
         fn next(&mut self, wait: Duration) -> Option<Delivery<Vec<u8>>> {
+            if let Some(time) = self.0.borrow_mut().hesitates.take() {
+                sleep(time);
+                return None;
+            }
             let frame = self.0.borrow_mut().frames.pop_front();
             if frame.is_none() {
                 assert!(wait < PATIENCE, "this would be waited for in vain");
@@ -308,6 +325,15 @@ mod tests {
         assert_eq!(describe(source.grab(PATIENCE)), "frame-1 1");
         let fault = describe(source.grab(PATIENCE));
         assert!(fault.starts_with("fault: 10.0.0.5: no frame for 20 ms;"), "{fault}");
+    }
+
+    #[test]
+    fn a_host_that_hesitates_takes_no_camera_for_lost() {
+        let (camera, mut source) = source("", None);
+        deliver(&camera, &[1, 2]);
+        assert_eq!(describe(source.grab(PATIENCE)), "frame-1 1");
+        camera.0.borrow_mut().hesitates = Some(Duration::from_millis(30));
+        assert_eq!(describe(source.grab(PATIENCE)), "frame-2 2");
     }
 
     #[test]

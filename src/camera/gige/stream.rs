@@ -17,9 +17,10 @@ use telegenic::{
     PayloadKind, SocketOption, StreamChannel, StreamConfig, StreamStats,
 };
 
+use super::camera::{Camera, Delivery, Opened};
 use super::features::{self, Features, Kind, Setting, Value};
 use super::pixels::Format;
-use super::{Camera, Config, Delivery, Opened, Trigger, chunks};
+use super::{Config, Trigger, chunks};
 use crate::journal::plain;
 
 /// A camera answers within a millisecond or says that it takes longer. Four tries of this long
