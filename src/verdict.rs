@@ -495,10 +495,8 @@ mod tests {
             let judged = judge.judge(&detection, 50, 80);
             judge.anomalies(&judged, &detection.map, 50, 80)
         };
-        let anomaly = |x, y, width, height, peak| Anomaly {
-            region: Region { x, y, width, height },
-            peak,
-        };
+        let anomaly =
+            |x, y, width, height, peak| Anomaly { region: Region { x, y, width, height }, peak };
         let two = [anomaly(10, 20, 20, 40, 3.0), anomaly(40, 0, 10, 20, 1.5)];
         assert_eq!(found(3.0, vec![], &scores), two);
         assert_eq!(found(0.0, vec![], &scores), two, "also those of an accepted picture");

@@ -154,8 +154,9 @@ impl FromStr for Layout {
     fn from_str(text: &str) -> Result<Layout> {
         let sides = text.split_once(':').unwrap_or((text, "0"));
         let pixels = |side: &str| {
-            side.parse::<u32>()
-                .with_context(|| format!("tiles {text}: must be SIZE:OVERLAP in pixels, such as 512:64"))
+            side.parse::<u32>().with_context(|| {
+                format!("tiles {text}: must be SIZE:OVERLAP in pixels, such as 512:64")
+            })
         };
         let layout = Layout { size_px: pixels(sides.0)?, overlap_px: pixels(sides.1)? };
         layout.check()?;
@@ -252,9 +253,8 @@ impl Side {
     /// `starts` of tiles `tile` pixels long, along `side` pixels; `places`: those of a tile's map.
     fn new(starts: &[u32], tile: u32, side: u32, places: usize) -> Result<Side> {
         ensure!(places > 0, "the detector's map of a tile has no places");
-        let place = |pixel: u32| {
-            (f64::from(pixel) * places as f64 / f64::from(tile)).round() as usize
-        };
+        let place =
+            |pixel: u32| (f64::from(pixel) * places as f64 / f64::from(tile)).round() as usize;
         let length = place(side).max(places);
         let last = length - places;
         let mut offsets: Vec<usize> = starts.iter().map(|&start| place(start).min(last)).collect();
@@ -282,7 +282,12 @@ impl Whole {
     }
 
     /// Lays tile `(x, y)` of the picture, in rows from left to right, over what is there.
-    fn add(&mut self, tile: &AnomalyMap, (x, y): (usize, usize), band: &mut Vec<f32>) -> Result<()> {
+    fn add(
+        &mut self,
+        tile: &AnomalyMap,
+        (x, y): (usize, usize),
+        band: &mut Vec<f32>,
+    ) -> Result<()> {
         let (w, h) = self.tile;
         ensure!(
             (tile.width, tile.height) == (w, h) && tile.scores.len() == w * h,
@@ -472,7 +477,8 @@ mod tests {
             let next = |image: &&Image| {
                 let (width, height) = (image.width() as usize, image.height() as usize);
                 let scores = vec![self.0; width * height];
-                let detection = Detection { score: self.0, map: AnomalyMap { width, height, scores } };
+                let detection =
+                    Detection { score: self.0, map: AnomalyMap { width, height, scores } };
                 self.0 += 1.0;
                 detection
             };

@@ -180,9 +180,8 @@ impl<'a> Rules<'a> {
             true => judge.anomalies(&judged, &detection.map, width, height),
             false => Vec::new(),
         };
-        let reason = failed.then(|| {
-            "the score or map is not finite, or no place of the picture is judged".into()
-        });
+        let reason = failed
+            .then(|| "the score or map is not finite, or no place of the picture is judged".into());
         let grounds = Grounds {
             score: Some(judged.score).filter(|score| score.is_finite()),
             threshold: Some(judged.threshold).filter(|threshold| threshold.is_finite()),

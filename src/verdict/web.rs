@@ -224,7 +224,11 @@ impl Web {
             rows: extent.rows(),
             peak: *peak,
             counts,
-            mm: self.config.mm_per_count.zip(counts).map(|(per_count, counts)| mm(per_count, counts)),
+            mm: self
+                .config
+                .mm_per_count
+                .zip(counts)
+                .map(|(per_count, counts)| mm(per_count, counts)),
         });
         Some(number)
     }
@@ -426,8 +430,7 @@ mod tests {
         let other = Planted { x: [20, 24], rows: [97, 98] };
         let blocks = (0..12).map(|seq| block(seq, 0, &[long, other]));
         let defects = play(&mut web(0, 25), blocks);
-        let pieces: Vec<_> =
-            defects.iter().map(|d| (d.number, d.goes_on, d.row, d.rows)).collect();
+        let pieces: Vec<_> = defects.iter().map(|d| (d.number, d.goes_on, d.row, d.rows)).collect();
         assert_eq!(
             pieces,
             [

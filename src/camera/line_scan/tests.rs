@@ -238,10 +238,7 @@ fn half_a_part_is_bad_when_the_belt_stands_still_and_the_next_row_begins_another
     let text = FIXED.to_owned() + "\nfinish_after_ms = 100";
     let grabs = play(&mut scan(&config(&text), steps));
     assert_eq!(all_rows(&grabs), [Some((0, 10)), None, Some((16, 10))]);
-    assert_eq!(
-        reason(&grabs[1]),
-        ("b10@10", "only 6 of its 10 rows came: none came for 100 ms")
-    );
+    assert_eq!(reason(&grabs[1]), ("b10@10", "only 6 of its 10 rows came: none came for 100 ms"));
 }
 
 #[test]
@@ -271,7 +268,11 @@ fn a_lost_block_spoils_the_parts_that_it_belongs_to() {
     }
     // Ten blocks of 4 rows; the encoder and the height of the others say how many are missing.
     for case in [
-        Case { mode: FIXED, lost: 1, parts: &[None, Some((10, 10)), Some((20, 10)), Some((30, 10))] },
+        Case {
+            mode: FIXED,
+            lost: 1,
+            parts: &[None, Some((10, 10)), Some((20, 10)), Some((30, 10))],
+        },
         Case { mode: FIXED, lost: 2, parts: &[None, None, Some((20, 10)), Some((30, 10))] },
         Case { mode: WEB, lost: 3, parts: &[Some((0, 10)), Some((6, 6)), None, Some((16, 10))] },
     ] {
@@ -299,10 +300,7 @@ fn a_hole_in_the_web_is_told_with_its_place() {
     let grabs = play(&mut scan(&config(&(WEB.to_owned() + "\ncounts_per_row = 2")), steps));
     assert_eq!(
         reason(&grabs[1]),
-        (
-            "hole@10",
-            "not seen: about 10 rows from row 10, encoder 120: block x: packets lost"
-        )
+        ("hole@10", "not seen: about 10 rows from row 10, encoder 120: block x: packets lost")
     );
 }
 
@@ -312,11 +310,8 @@ fn blocks_of_another_kind_are_not_put_together() {
         image: Image::Rgb(RgbImage::new(WIDTH, height)),
         ..block(row, height)
     };
-    let steps = || vec![
-        Step::Block(block(0, 6)),
-        Step::Block(colour(6, 6)),
-        Step::Block(colour(12, 8)),
-    ];
+    let steps =
+        || vec![Step::Block(block(0, 6)), Step::Block(colour(6, 6)), Step::Block(colour(12, 8))];
     let grabs = play(&mut scan(&config(FIXED), steps()));
     assert_eq!(
         reason(&grabs[0]).1,
