@@ -356,6 +356,17 @@ pub fn check_timing(config: &Config, inspections: &[Timing]) -> Result<()> {
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     let mut line = Vec::new();
     for (camera, &inspection) in config.cameras.iter().zip(inspections) {
+        let batch = inspection.slowest * config.queue.batch as u32;
+        ensure!(
+            camera.tiles.is_none() || batch < STALLED_AFTER,
+            "camera \"{}\", [camera.tiles]: a batch of queue.batch = {} pictures takes up to {:.0} ms on this \
+             machine, and a detector that is not heard of for {} ms is taken for dead; set larger \
+             tiles or a smaller batch",
+            camera.name,
+            config.queue.batch,
+            ms(batch),
+            STALLED_AFTER.as_millis()
+        );
         log::info!(
             "timing camera={} inspect_ms={:.1} slowest_ms={:.1} decide_within_ms={:.1} why=\"{}\"",
             camera.name,
