@@ -30,7 +30,7 @@ fi
 # ── the test program ──
 
 program=$(cargo test --locked --test qemu --no-run --message-format=json-render-diagnostics |
-    sed -nE 's/.*"executable":"([^"]+)".*/\1/p' | tail -n 1)
+    sed -nE '/"kind":\["test"\]/s/.*"executable":"([^"]+)".*/\1/p')
 
 # ── Debian's kernel, unpacked, not installed ──
 
