@@ -4,7 +4,7 @@
 //! its frames, so what it drops is seen; [`Policy`] says what becomes of that. Nothing is guessed: what
 //! the driver would change (size, format, rate, a control's value) is refused when the camera is opened.
 //!
-//! [`negotiate`], [`stream`] and [`unpack`] know no hardware; [`device`] is the ioctls.
+//! `negotiate`, `stream`, `unpack` and `jpeg` know no hardware; `device` is the ioctls.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -116,8 +116,8 @@ fn scan<'a>(
     }
 }
 
-fn at(words: &[u16], address: u16) -> usize {
-    let _words_begin_with_the_status = words;
+/// Where a register lies in what was read from the status block.
+fn at(address: u16) -> usize {
     usize::from(address - map::MAP_VERSION)
 }
 
@@ -132,8 +132,8 @@ fn quad(words: &[u16], at: usize) -> u64 {
 impl Heard {
     /// Looks at the status; the newest result's number.
     fn status(&mut self, words: &[u16]) -> u16 {
-        let epoch = pair(words, at(words, map::EPOCH));
-        self.ready = words[at(words, map::STATUS)] & map::READY != 0;
+        let epoch = pair(words, at(map::EPOCH));
+        self.ready = words[at(map::STATUS)] & map::READY != 0;
         if epoch == 0 {
             // Started, and nothing said yet.
             return self.seq;
@@ -146,7 +146,7 @@ impl Heard {
         }
         let [triggers, accepted, rejected, in_flight] =
             [map::TRIGGERS, map::ACCEPTED, map::REJECTED, map::IN_FLIGHT]
-                .map(|address| quad(words, at(words, address)));
+                .map(|address| quad(words, at(address)));
         if triggers != accepted + rejected + in_flight {
             self.broken.push(format!(
                 "triggers {triggers} are not accepted {accepted} + rejected {rejected} + in flight \
@@ -157,7 +157,7 @@ impl Heard {
             self.broken.push(format!("triggers went back from {} to {triggers}", self.triggers));
         }
         self.triggers = triggers;
-        words[at(words, map::NEWEST_SEQ)]
+        words[at(map::NEWEST_SEQ)]
     }
 
     /// Looks at the result that should be number `next`. False: it was overwritten meanwhile.
@@ -168,7 +168,7 @@ impl Heard {
             self.broken.push(format!("result {seq} was read half old"));
         }
         if seq != next {
-            let oldest = status[at(status, map::OLDEST_UNACKNOWLEDGED_SEQ)];
+            let oldest = status[at(map::OLDEST_UNACKNOWLEDGED_SEQ)];
             let missed = oldest.wrapping_sub(next);
             if oldest == 0 || missed > 20_000 {
                 self.broken.push(format!("result {next} is not there, but {seq}"));
@@ -263,17 +263,17 @@ mod tests {
     fn what_does_not_fit_together_is_noticed() {
         let mut heard = Heard::default();
         let mut status = vec![0; 120];
-        status[at(&status, map::EPOCH) + 1] = 1;
-        status[at(&status, map::TRIGGERS) + 3] = 3;
-        status[at(&status, map::ACCEPTED) + 3] = 2;
-        status[at(&status, map::IN_FLIGHT) + 3] = 1;
-        status[at(&status, map::NEWEST_SEQ)] = 2;
+        status[at(map::EPOCH) + 1] = 1;
+        status[at(map::TRIGGERS) + 3] = 3;
+        status[at(map::ACCEPTED) + 3] = 2;
+        status[at(map::IN_FLIGHT) + 3] = 1;
+        status[at(map::NEWEST_SEQ)] = 2;
         assert_eq!(heard.status(&status), 2);
         assert!(heard.result(1, &entry(1, 7, map::FAIL), &status));
         assert!(heard.broken.is_empty());
         assert!(heard.result(2, &entry(2, 7, map::PASS), &status));
         assert_eq!(heard.broken.len(), 2, "twice, and a pass without a score");
-        status[at(&status, map::ACCEPTED) + 3] = 3;
+        status[at(map::ACCEPTED) + 3] = 3;
         heard.status(&status);
         assert_eq!(heard.broken.len(), 3, "the counters do not close");
         assert!(!heard.result(3, &entry(258, 9, map::FAIL), &status));
