@@ -254,8 +254,10 @@ impl Keeper {
         let cleared = self.surroundings.controls.alarms_cleared();
         if cleared != self.cleared {
             self.cleared = cleared;
+            if self.gate.alarms().bits() != 0 {
+                log::info!("alarms_cleared");
+            }
             self.gate.clear_alarms();
-            log::info!("alarms_cleared");
         }
         self.surroundings.alarms.set(self.gate.alarms());
     }
@@ -322,4 +324,209 @@ impl Keeper {
 #[expect(clippy::disallowed_methods, reason = "the gate's own thread, started by pipeline")]
 fn clock() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicU64;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::frame::FrameId;
+    use crate::output::{LineState, Tally};
+    use crate::trigger::{self, Wait};
+    use crate::verdict::Cause;
+
+    /// A station whose inputs a test sets, and which remembers its outputs.
+    #[derive(Clone, Default)]
+    struct Desk {
+        outputs: Arc<AtomicU64>,
+        inputs: Arc<Mutex<Inputs>>,
+    }
+
+    impl Default for Inputs {
+        fn default() -> Inputs {
+            Inputs { bits: 0, encoder: Some(0) }
+        }
+    }
+
+    impl DigitalIo for Desk {
+        fn name(&self) -> &str {
+            "desk"
+        }
+
+        fn exchange(&mut self, outputs: u32, _now: Instant) -> Result<Inputs> {
+            self.outputs.store(outputs.into(), Ordering::SeqCst);
+            Ok(*self.inputs.lock().unwrap())
+        }
+    }
+
+    fn config() -> Config {
+        toml::from_str(
+            "gate_output = 0\nstop_output = 1\nalive_output = 2\nbin_full_input = 0\n\
+             clear_input = 1\n[io]\nkind = 'modbus'\naddress = '127.0.0.1'\noutputs = 3\n\
+             inputs = 4\ntimeout_ms = 10\n[way]\ntravel = 60.0\nbefore = 5.0\nafter = 30.0\n\
+             pitch = 100.0\nvalve_ms = 5\nwatchdog_ms = 10\n",
+        )
+        .unwrap()
+    }
+
+    fn keeper(desk: &Desk, triggers: Vec<(u8, Port)>) -> (GateOutput, Keeper, Surroundings) {
+        let surroundings = || Surroundings {
+            controls: Controls::default(),
+            alarms: Arc::default(),
+            triggers: triggers.clone(),
+            cameras: vec!["left".into()],
+        };
+        let kept = surroundings();
+        let given = Surroundings {
+            controls: kept.controls.clone(),
+            alarms: kept.alarms.clone(),
+            ..surroundings()
+        };
+        let mut output = GateOutput::with_station(&config(), given, Box::new(desk.clone()));
+        let keeper = output.keeper.take().unwrap();
+        (output, keeper, kept)
+    }
+
+    fn status() -> LineStatus {
+        LineStatus {
+            state: LineState::ContinuousExecution,
+            epoch: 1,
+            tally: Tally::default(),
+            late_verdicts: 0,
+            cameras_up: vec![true],
+            evidence_lost: false,
+            alarms: Default::default(),
+        }
+    }
+
+    fn track(part: u64, captured_at: Instant) -> Track {
+        Track {
+            part: PartId(part),
+            frame: FrameId { camera: 0, seq: part },
+            name: "".into(),
+            captured_at,
+            count: None,
+            decide_at: captured_at,
+            eject_at: captured_at,
+            truth: None,
+        }
+    }
+
+    fn outcome(part: u64, verdict: Verdict) -> Outcome {
+        Outcome {
+            part: PartId(part),
+            frame: FrameId { camera: 0, seq: part },
+            camera: "left".into(),
+            name: "".into(),
+            verdict,
+            score: None,
+            threshold: None,
+            region: None,
+            position: None,
+            latency: Duration::ZERO,
+            triggered_at: SystemTime::UNIX_EPOCH,
+            image: None,
+            reason: None,
+            truth: None,
+        }
+    }
+
+    /// Turns the gate for so long; whether its output was ever on.
+    fn opened(keeper: &mut Keeper, desk: &Desk, ms: u64) -> bool {
+        let until = clock() + Duration::from_millis(ms);
+        let mut on = false;
+        while clock() < until {
+            keeper.turn(clock());
+            on |= desk.outputs.load(Ordering::SeqCst) & 1 != 0;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        on
+    }
+
+    #[test]
+    fn the_output_is_on_for_a_part_that_passed_and_only_while_the_line_beats() {
+        let desk = Desk::default();
+        let (mut output, mut keeper, _) = keeper(&desk, vec![]);
+        let mut play = |part: u64, verdict: Verdict, beats: bool| {
+            if beats {
+                output.beat(&status()).unwrap();
+            } else {
+                keeper.beat = None;
+            }
+            keeper.turn(clock());
+            output.triggered(&track(part, clock())).unwrap();
+            output.signal(&outcome(part, verdict)).unwrap();
+            opened(&mut keeper, &desk, 150)
+        };
+        assert!(play(1, Verdict::Accept, true));
+        assert!(!play(2, Verdict::Reject(Cause::Anomaly), true));
+        assert!(!play(3, Verdict::Accept, false), "nothing is being judged");
+    }
+
+    #[test]
+    fn alarms_reach_the_status_the_stop_output_and_the_push_button() {
+        let desk = Desk::default();
+        let (mut output, mut keeper, around) = keeper(&desk, vec![]);
+        output.beat(&status()).unwrap();
+        desk.inputs.lock().unwrap().bits = 1;
+        keeper.turn(clock());
+        keeper.turn(clock());
+        assert_eq!(around.alarms.get().newest(), Some(crate::tracker::Alarm::BinFull));
+        assert_eq!(desk.outputs.load(Ordering::SeqCst) & 0b10, 0b10, "the belt shall stop");
+        desk.inputs.lock().unwrap().bits = 0b10;
+        keeper.turn(clock());
+        keeper.turn(clock());
+        assert_eq!(around.alarms.get().bits(), 0);
+        let alive = |keeper: &mut Keeper| {
+            keeper.turn(clock());
+            desk.outputs.load(Ordering::SeqCst) & 0b100
+        };
+        let before = alive(&mut keeper);
+        assert_eq!(alive(&mut keeper), before, "no timer moves it");
+        output.beat(&status()).unwrap();
+        assert_ne!(alive(&mut keeper), before);
+    }
+
+    #[test]
+    fn an_inputs_rising_edge_triggers_its_camera_once() {
+        let wait = Wait { picture_within_ms: 50.0, picture_before_ms: 0.0 };
+        let (port, triggers) = trigger::port(wait);
+        triggers.set_ready(true);
+        let desk = Desk::default();
+        let (mut output, mut keeper, _) = keeper(&desk, vec![(3, port)]);
+        output.beat(&status()).unwrap();
+        keeper.turn(clock());
+        desk.inputs.lock().unwrap().bits = 1 << 3;
+        keeper.turn(clock());
+        keeper.turn(clock());
+        let asked = triggers.asked.try_recv().unwrap();
+        assert!(asked.in_time && asked.count.is_some());
+        assert!(triggers.asked.try_recv().is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_by_its_key() {
+        type Change = fn(&mut Config);
+        let cases: [(&str, Change); 6] = [
+            ("output.gate.gate_output = 3", |config| config.gate_output = 3),
+            ("stop_output and gate_output are both 0", |config| config.stop_output = Some(0)),
+            ("eye_input and way.eye_before", |config| config.eye_input = Some(2)),
+            ("confirm_input and way.confirm_within_ms", |config| config.confirm_input = Some(2)),
+            ("counts nothing", |config| {
+                config.way.clock = Clock::Encoder;
+                config.way.max_speed = Some(100.0);
+            }),
+            ("way.watchdog_ms = 1", |config| config.way.watchdog_ms = 1.0),
+        ];
+        assert!(config().check().is_ok());
+        for (says, change) in cases {
+            let mut changed = config();
+            change(&mut changed);
+            let error = format!("{:#}", changed.check().unwrap_err());
+            assert!(error.contains(says), "{says}: {error}");
+        }
+    }
 }

@@ -28,7 +28,7 @@ guest_needs() {
 # guest_test NAME: builds this test target and says where its program lies.
 guest_test() {
     cargo test --locked --test "$1" --no-run --message-format=json-render-diagnostics |
-        sed -nE 's/.*"executable":"([^"]+)".*/\1/p' | tail -n 1
+        sed -nE '/"kind":\["test"\]/s/.*"executable":"([^"]+)".*/\1/p'
 }
 
 # Unpacks Debian's kernel; it is not installed.
