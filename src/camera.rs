@@ -161,22 +161,29 @@ mod tests {
         }
         #[derive(Deserialize)]
         struct Table {
-            source: Config,
+            source: Option<Config>,
+            line_scan: Option<line_scan::Config>,
+            tiles: Option<crate::detector::tiles::Config>,
         }
         let page = include_str!("../docs/cameras.md");
         let examples = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
         let mut read = 0;
         for example in examples {
-            let config = if example.starts_with("[camera.source]") {
-                toml::from_str::<File>(example).map(|file| file.camera.source)
+            let table = if example.starts_with("[camera.") {
+                toml::from_str::<File>(example).map(|file| file.camera)
             } else {
-                toml::from_str(example)
+                let source = |source| Table { source: Some(source), line_scan: None, tiles: None };
+                toml::from_str(example).map(source)
             };
-            let config = config.unwrap_or_else(|error| panic!("{error}\n{example}"));
-            config.check().unwrap();
-            read += 1;
+            let table = table.unwrap_or_else(|error| panic!("{error}\n{example}"));
+            let Table { source, line_scan, tiles } = &table;
+            read += usize::from(source.is_some() || line_scan.is_some() || tiles.is_some());
+            source.iter().for_each(|source| source.check().unwrap());
+            line_scan.iter().for_each(|scan| scan.check().unwrap());
+            tiles.iter().for_each(|tiles| tiles.check().unwrap());
         }
-        assert_eq!(read, 5, "one of each kind, and a line-scan camera");
+        assert_eq!(read, page.matches("```toml").count(), "each says something");
+        assert!(read >= 8, "one of each kind, line scans, tiles");
     }
 
     #[test]

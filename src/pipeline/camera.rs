@@ -403,6 +403,7 @@ impl Camera {
         while let Ok(asked) = triggers.asked.try_recv() {
             let part = PartId(self.counters.trigger());
             asked.answer(part);
+            asked.exposed();
             let frame = FrameId { camera: self.index, seq: part.0 };
             let name = "".into();
             let (captured_at, count) = (asked.at, asked.count);

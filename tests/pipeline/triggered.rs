@@ -155,8 +155,8 @@ fn trigger_all(plan: &[Exposure], asks: &[bool]) -> Triggered {
         answers.push(port.ask(now(), None, true).unwrap());
         std::thread::sleep(Duration::from_millis(1));
     }
-    let missed = port.missed();
     let report = running.stop().unwrap();
+    let missed = port.missed();
     let told = std::mem::take(&mut *told.0.lock().unwrap());
     Triggered { told, report, answers, missed }
 }
