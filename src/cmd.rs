@@ -9,6 +9,7 @@ pub mod ledger;
 mod machine;
 pub mod replay;
 pub mod run;
+mod scratch;
 #[cfg(feature = "gige")]
 pub mod selftest;
 pub mod synth;

@@ -75,7 +75,7 @@ pub struct Output {
 
 impl Output {
     fn hears_a_plc(&self) -> bool {
-        self.modbus.is_some() || self.s7.is_some()
+        self.modbus.is_some() || self.s7.is_some() || self.ethernet_ip.is_some()
     }
 }
 
@@ -180,7 +180,7 @@ impl Config {
                 ),
                 trigger::Config::Plc(_) if !self.output.hears_a_plc() => bail!(
                     "camera \"{name}\", [camera.trigger]: kind = \"plc\" needs a wire that a PLC \
-                     triggers through: [output.modbus] or [output.s7]"
+                     triggers through: [output.modbus], [output.s7] or [output.ethernet_ip]"
                 ),
                 _ => {}
             }
@@ -239,6 +239,11 @@ mod tests {
                 find: "[camera.deadline]",
                 put: "[camera.line_scan]\nmode = 'fixed'\npart_rows = 0\n[camera.deadline]",
                 says: &["camera \"station\"", "[camera.line_scan]", "part_rows = 0"],
+            },
+            Case {
+                find: "[camera.deadline]",
+                put: "[camera.trigger]\nkind = 'input'\ninput = 3\n[camera.deadline]",
+                says: &["camera \"station\"", "[output.gate.io]"],
             },
             Case {
                 find: "[camera.deadline]",

@@ -23,9 +23,7 @@ use log::LevelFilter;
 use serde_json::json;
 
 use super::run::{Line, Signals, abort_on_panic};
-
-/// Marks a folder as ours, so that nothing else is ever replaced.
-const MARKER: &str = ".inspectd-demo";
+use super::scratch::fresh_folder;
 
 /// Learn rendered good parts, run a line with defects, serve Modbus on loopback, count.
 #[derive(clap::Args)]
@@ -59,7 +57,7 @@ pub fn run(args: &Args, level: LevelFilter) -> Result<()> {
     let _journal = journal::start(level)?;
     abort_on_panic();
     let signals = Signals::register()?;
-    let out = fresh_folder(&args.out)?;
+    let out = fresh_folder(&args.out, "demo")?;
     let source = pattern::Config {
         rate_hz: args.rate_hz,
         parts: Some(args.parts),
@@ -132,23 +130,6 @@ fn teach(args: &Args, source: &pattern::Config, out: &Path) -> Result<()> {
         taught.card.calibration.held_out
     );
     taught.write(&out.join("bundle"), false)
-}
-
-/// An empty folder: new, or one that an earlier demo made.
-fn fresh_folder(folder: &Path) -> Result<PathBuf> {
-    let doing = || format!("making room in {}", folder.display());
-    if folder.exists() {
-        if !folder.join(MARKER).exists() {
-            bail!(
-                "--out {} is there already and was not made by a demo; name another folder",
-                folder.display()
-            );
-        }
-        fs::remove_dir_all(folder).with_context(doing)?;
-    }
-    fs::create_dir_all(folder).with_context(doing)?;
-    fs::write(folder.join(MARKER), "").with_context(doing)?;
-    Ok(folder.to_owned())
 }
 
 /// The address wished for, or another port of it where that one is taken.

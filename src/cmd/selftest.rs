@@ -4,12 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use inspectd::selftest::{self, Fault, Figures, Settings};
 
-/// Marks a folder as ours, so that nothing else is ever replaced.
-const MARKER: &str = ".inspectd-selftest";
+use super::scratch::fresh_folder;
 
 /// A simulated conveyor with camera, encoder, gate and PLC around the real daemon, over sockets on
 /// loopback, while things go wrong; counts broken promises and ends with 1 if there was one.
@@ -50,7 +49,8 @@ pub fn run(args: &Args) -> Result<()> {
         seed: args.seed,
         faults: faults(&args.faults)?,
         pause: Duration::from_secs_f64(args.pause),
-        folder: fresh_folder(&args.out)?,
+        // The daemon is started from elsewhere.
+        folder: fresh_folder(&args.out, "selftest")?.canonicalize().context("finding --out")?,
         program: std::env::current_exe().context("finding this program")?,
     };
     let figures = selftest::run(&settings, &mut |line| println!("{line}"))?;
@@ -82,24 +82,6 @@ fn faults(words: &[String]) -> Result<Vec<Fault>> {
             })
             .collect(),
     }
-}
-
-/// An empty folder: new, or one that an earlier selftest made.
-fn fresh_folder(folder: &PathBuf) -> Result<PathBuf> {
-    let doing = || format!("making room in {}", folder.display());
-    if folder.exists() {
-        if !folder.join(MARKER).exists() {
-            bail!(
-                "--out {} is there already and was not made by a selftest; name another folder",
-                folder.display()
-            );
-        }
-        fs::remove_dir_all(folder).with_context(doing)?;
-    }
-    fs::create_dir_all(folder).with_context(doing)?;
-    fs::write(folder.join(MARKER), "").with_context(doing)?;
-    // The daemon is started from elsewhere.
-    folder.canonicalize().with_context(doing)
 }
 
 fn print(figures: &Figures) {

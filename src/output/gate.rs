@@ -508,6 +508,27 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_docs_is_read() {
+        #[derive(Deserialize)]
+        struct File {
+            output: Wires,
+        }
+        #[derive(Deserialize)]
+        struct Wires {
+            gate: Config,
+        }
+        let page = include_str!("../../docs/plc.md");
+        let begin = page.find("[output.gate]\n").unwrap();
+        let example = page[begin..].split("```").next().unwrap();
+        let file: File = toml::from_str(example).unwrap();
+        file.output.gate.check().unwrap();
+        // What is commented out is an example too.
+        let all = example.replace("\n# ", "\n");
+        let file: File = toml::from_str(&all).unwrap();
+        assert_eq!(file.output.gate.way.eye_before, Some(1500.0));
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused_by_its_key() {
         type Change = fn(&mut Config);
         let cases: [(&str, Change); 6] = [

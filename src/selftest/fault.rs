@@ -45,6 +45,10 @@ pub enum Fault {
     StationCut,
     /// The belt stops and goes on.
     BeltStopped,
+    /// The belt runs back for some parts' length and goes on.
+    BeltReversed,
+    /// The encoder leaps by some parts' length.
+    EncoderLeaps,
 }
 
 impl Fault {
@@ -67,6 +71,8 @@ impl Fault {
             Fault::StationFrozen => "station_frozen",
             Fault::StationCut => "station_cut",
             Fault::BeltStopped => "belt_stopped",
+            Fault::BeltReversed => "belt_reversed",
+            Fault::EncoderLeaps => "encoder_leaps",
         }
     }
 
@@ -116,10 +122,16 @@ impl Fault {
                 shared.plant().station_cut = false;
             }
             Fault::BeltStopped => {
-                shared.plant().run_belt(false, now());
+                shared.plant().run_belt(0.0, now());
                 sleep(1000);
-                shared.plant().run_belt(true, now());
+                shared.plant().run_belt(1.0, now());
             }
+            Fault::BeltReversed => {
+                shared.plant().run_belt(-0.5, now());
+                sleep(400);
+                shared.plant().run_belt(1.0, now());
+            }
+            Fault::EncoderLeaps => shared.plant().make_encoder_leap(3300),
         }
         Ok(())
     }

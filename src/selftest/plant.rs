@@ -81,7 +81,10 @@ pub struct Plant {
     rng: ChaCha8Rng,
     belt: f64,
     stepped_at: Instant,
-    running: bool,
+    /// Of its speed: 1 forward, 0 standing, below 0 backward.
+    pace: f64,
+    /// What the encoder shows beyond where the belt is.
+    encoder_off: i64,
     placing: bool,
     /// The next part's place at the camera.
     next_at: f64,
@@ -132,7 +135,8 @@ impl Plant {
             rng: ChaCha8Rng::seed_from_u64(seed),
             belt: 0.0,
             stepped_at: now,
-            running: true,
+            pace: 1.0,
+            encoder_off: 0,
             placing: false,
             next_at: 0.0,
             parts: VecDeque::new(),
@@ -165,9 +169,15 @@ impl Plant {
         self.placed
     }
 
-    pub fn run_belt(&mut self, running: bool, now: Instant) {
+    /// `pace`: of the belt's speed.
+    pub fn run_belt(&mut self, pace: f64, now: Instant) {
         self.step(now);
-        self.running = running;
+        self.pace = pace;
+    }
+
+    /// As by a disturbance on its cable.
+    pub fn make_encoder_leap(&mut self, counts: i64) {
+        self.encoder_off += counts;
     }
 
     pub fn began(&mut self, fault: Fault, now: Instant) {
@@ -184,7 +194,7 @@ impl Plant {
     /// The encoder's counter.
     pub fn encoder(&mut self, now: Instant) -> u32 {
         self.step(now);
-        ENCODER_START.wrapping_add(self.belt as u64 as u32)
+        ENCODER_START.wrapping_add((self.belt as i64 + self.encoder_off) as u32)
     }
 
     /// The daemon has written its outputs.
@@ -219,8 +229,8 @@ impl Plant {
             if until >= watchdog && self.outputs.back().is_some_and(|&(_, open)| open) {
                 self.outputs.push_back((watchdog, false));
             }
-            if self.running {
-                self.belt += seconds * self.layout.speed;
+            if self.pace != 0.0 {
+                self.belt += seconds * self.layout.speed * self.pace;
                 self.move_parts(until);
             }
         }
