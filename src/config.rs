@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::detector::tiles;
 use crate::nn::engine;
-use crate::output::{ethernet_ip, gate, modbus, mqtt, s7};
+use crate::output::{ethernet_ip, gate, modbus, mqtt, opcua, s7};
 use crate::{archive, camera, ledger, pipeline, tracker, trigger, verdict};
 
 /// The whole file.
@@ -70,12 +70,16 @@ pub struct Output {
     pub s7: Option<s7::Config>,
     pub ethernet_ip: Option<ethernet_ip::Config>,
     pub mqtt: Option<mqtt::Config>,
+    pub opcua: Option<opcua::Config>,
     pub gate: Option<gate::Config>,
 }
 
 impl Output {
     fn hears_a_plc(&self) -> bool {
-        self.modbus.is_some() || self.s7.is_some() || self.ethernet_ip.is_some()
+        self.modbus.is_some()
+            || self.s7.is_some()
+            || self.ethernet_ip.is_some()
+            || self.opcua.is_some()
     }
 }
 
@@ -127,6 +131,10 @@ impl Config {
         if let Some(mqtt) = &mut self.output.mqtt {
             mqtt.password_file.as_mut().map(place);
         }
+        if let Some(opcua) = &mut self.output.opcua {
+            place(&mut opcua.pki_folder);
+            opcua.users.iter_mut().for_each(|user| place(&mut user.password_file));
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -147,6 +155,9 @@ impl Config {
         }
         if let Some(mqtt) = &self.output.mqtt {
             mqtt.check()?;
+        }
+        if let Some(opcua) = &self.output.opcua {
+            opcua.check()?;
         }
         if let Some(gate) = &self.output.gate {
             gate.check()?;
@@ -180,7 +191,7 @@ impl Config {
                 ),
                 trigger::Config::Plc(_) if !self.output.hears_a_plc() => bail!(
                     "camera \"{name}\", [camera.trigger]: kind = \"plc\" needs a wire that a PLC \
-                     triggers through: [output.modbus], [output.s7] or [output.ethernet_ip]"
+                     triggers through: [output.modbus], [output.s7], [output.ethernet_ip] or [output.opcua]"
                 ),
                 _ => {}
             }

@@ -22,6 +22,7 @@ pub mod io;
 pub mod log;
 pub mod modbus;
 pub mod mqtt;
+pub mod opcua;
 mod recorded;
 mod registers;
 pub mod s7;

@@ -25,6 +25,7 @@ use inspectd::output::gate::{self, GateOutput};
 use inspectd::output::log::LogOutput;
 use inspectd::output::modbus::Modbus;
 use inspectd::output::mqtt::Mqtt;
+use inspectd::output::opcua;
 use inspectd::output::s7::S7;
 use inspectd::output::{Controls, RejectOutput};
 use inspectd::pipeline::{self, CameraSlot, Parts, Report, Running, Tuning, now};
@@ -160,6 +161,10 @@ impl Line {
             wires.push(Box::new(Mqtt::new(mqtt)?));
             log::info!("wire_up wire=mqtt broker={}:{} topic={}", mqtt.host, mqtt.port, mqtt.topic);
         }
+        if let Some(opcua) = &config.output.opcua {
+            wires.push(opcua::bind(opcua, opcua_surroundings(&config, &controls))?);
+            log::info!("wire_up wire=opcua listen={}", opcua.listen);
+        }
         wires.extend(outputs);
         wires.push(Box::new(LogOutput::default()));
 
@@ -249,6 +254,21 @@ impl Line {
         log::info!("stopping line={}", config.line.name);
         notify(&[NotifyState::Stopping]);
         running.stop()
+    }
+}
+
+fn opcua_surroundings(config: &Config, controls: &Controls) -> opcua::Surroundings {
+    let camera = |(index, camera): (usize, &config::Camera)| {
+        let bundle = config.bundle_of(index).file_name().unwrap_or_default();
+        opcua::Camera {
+            name: camera.name.as_str().into(),
+            bundle: bundle.to_string_lossy().as_ref().into(),
+        }
+    };
+    opcua::Surroundings {
+        line: config.line.name.clone(),
+        cameras: config.cameras.iter().enumerate().map(camera).collect(),
+        controls: controls.clone(),
     }
 }
 
