@@ -9,6 +9,8 @@ mod ethernet_ip;
 mod gige;
 mod modbus;
 mod mqtt;
+#[cfg(feature = "opcua")]
+mod opcua;
 mod remote_io;
 mod s7;
 

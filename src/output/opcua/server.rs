@@ -20,7 +20,7 @@ use opcua::server::{
 };
 use opcua::types::{BuildInfo, DateTime, MessageSecurityMode};
 use tokio::runtime::{self, Runtime};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::methods::{Kept, Methods, Shared};
 use super::nodes::{self, Nodes, PartResult, Values};
