@@ -275,4 +275,13 @@ mod tests {
             }
         }
     }
+
+    #[cfg(not(feature = "opcua"))]
+    #[test]
+    fn a_wire_that_is_not_built_is_refused_and_not_left_out() {
+        let table = "[output.opcua]\nanonymous = true\npki_folder = 'opcua'\n[ledger]";
+        assert!(SHIPPED.contains("\n[ledger]\n"));
+        let text = error(&SHIPPED.replace("\n[ledger]\n", &format!("\n{table}\n")));
+        assert!(text.contains("[output.opcua]") && text.contains("--features opcua"), "{text}");
+    }
 }

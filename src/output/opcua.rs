@@ -24,6 +24,9 @@ mod nodes;
 #[cfg(feature = "opcua")]
 mod server;
 
+const NOT_BUILT: &str =
+    "[output.opcua]: this inspectd was built without OPC UA: build with --features opcua";
+
 /// `[output.opcua]`
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -111,10 +114,7 @@ impl Config {
             "output.opcua.results = {} is not in 1..=100000",
             self.results
         );
-        ensure!(
-            cfg!(feature = "opcua"),
-            "[output.opcua]: this inspectd was built without OPC UA: build with --features opcua"
-        );
+        ensure!(cfg!(feature = "opcua"), NOT_BUILT);
         Ok(())
     }
 }
@@ -138,14 +138,18 @@ pub struct Camera {
 /// [`RejectOutput::service`] runs.
 ///
 /// # Errors
-/// A config that can't be meant or needs another build; a port that is taken; a password or a key that
-/// can't be read.
+/// A config that can't be meant; a port that is taken; a password or a key that can't be read.
+#[cfg(feature = "opcua")]
 pub fn bind(config: &Config, surroundings: Surroundings) -> Result<Box<dyn RejectOutput>> {
     config.check()?;
-    #[cfg(feature = "opcua")]
-    return Ok(Box::new(server::OpcUa::bind(config, surroundings)?));
-    #[cfg(not(feature = "opcua"))]
-    unreachable!("{} is refused by the check", surroundings.line)
+    Ok(Box::new(server::OpcUa::bind(config, surroundings)?))
+}
+
+/// This build cannot: the feature `opcua` is off.
+#[cfg(not(feature = "opcua"))]
+pub fn bind(config: &Config, _surroundings: Surroundings) -> Result<Box<dyn RejectOutput>> {
+    config.check()?;
+    anyhow::bail!(NOT_BUILT)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub fn python_with(module: &str) -> Option<String> {
     assert!(
         std::env::var_os("INSPECTD_REQUIRE_PEERS").is_none(),
         "{python} can't import {module} though it was promised; pip install pymodbus==3.16.1 \
-         python-snap7==3.3.0 icspacket==0.3.1 and set INSPECTD_PYTHON"
+         python-snap7==3.3.0 icspacket==0.3.1 asyncua==2.1.0 and set INSPECTD_PYTHON"
     );
     println!("SKIPPED: {python} can't import {module}");
     None

@@ -168,7 +168,7 @@ async def ask():
         line = await Line.of(connected)
         # By the standard's names, as a client that knows nothing else.
         v, o = line.vision, line.own
-        system = await connected.nodes.objects.get_child([f"{v}:VisionSystem"])
+        system = await connected.nodes.objects.get_child([f"{o}:VisionSystem"])
         current = await system.get_child([f"{v}:VisionStateMachine", "0:CurrentState"])
         assert (await current.read_value()).Text == "Operational"
         assert await (await current.get_child("0:Number")).read_value() == 4

@@ -220,6 +220,10 @@ impl Methods {
         if method.commands() && !self.commanders.contains(user) {
             return Err(StatusCode::BadUserAccessDenied);
         }
+        // More of them the server has refused.
+        if arguments.len() < method.signature().takes.len() {
+            return Err(StatusCode::BadArgumentsMissing);
+        }
         match method {
             Method::GetResultById => self.result_by_id(arguments),
             Method::GetResultListFiltered => self.list(arguments),

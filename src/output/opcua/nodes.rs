@@ -227,7 +227,8 @@ impl Nodes {
         builder.types();
         let system = "VisionSystem";
         let objects: NodeId = ObjectId::ObjectsFolder.into();
-        ObjectBuilder::new(&builder.id(system), QualifiedName::new(vision, system), system)
+        // The standard names types and their parts; a system's own name is whoever's it is.
+        ObjectBuilder::new(&builder.id(system), QualifiedName::new(own, system), system)
             .organized_by(objects)
             .has_type_definition(builder.of_type(&VISION_SYSTEM_TYPE))
             .insert(builder.space);
