@@ -209,8 +209,11 @@ mod tests {
             pki_folder: folder.path().join("pki"),
             ..config()
         };
-        let line =
-            Surroundings { line: "a".to_owned(), cameras: Vec::new(), controls: Controls::default() };
+        let line = Surroundings {
+            line: "a".to_owned(),
+            cameras: Vec::new(),
+            controls: Controls::default(),
+        };
         let error = format!("{:#}", bind(&config, line).err().unwrap());
         assert!(error.contains("output.opcua.user.password_file = scada.password"), "{error}");
     }

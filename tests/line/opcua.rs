@@ -167,11 +167,7 @@ fn clients_see_every_result_and_only_who_may_commands() {
         (31..=430).for_each(|nth| has_heard(&peer, nth));
         ends_well(peer);
 
-        let tally = Tally {
-            triggers: 430,
-            accepted: 300,
-            rejected: [80, 0, 40, 0, 0, 0, 0, 0],
-        };
+        let tally = Tally { triggers: 430, accepted: 300, rejected: [80, 0, 40, 0, 0, 0, 0, 0] };
         let mut alarms = Alarms::default();
         alarms.raise(Alarm::BinFull);
         wire.beat(&LineStatus { tally, alarms, ..status() }).unwrap();

@@ -67,8 +67,7 @@ const JOB: &[Argument] = &[
     one("ProductId", DataTypeId::String),
     many("Parameters", DataTypeId::String),
 ];
-const STARTED: &[Argument] =
-    &[one("JobId", DataTypeId::String), one("Error", DataTypeId::Int32)];
+const STARTED: &[Argument] = &[one("JobId", DataTypeId::String), one("Error", DataTypeId::Int32)];
 const WANTED: &[Argument] =
     &[one("ResultId", DataTypeId::String), one("Timeout", DataTypeId::Int32)];
 const FOUND: &[Argument] = &[
@@ -265,7 +264,8 @@ impl Methods {
             _ => Err(StatusCode::BadInvalidArgument),
         };
         let texts = texts.iter().map(text).collect::<Result<Vec<String>, _>>()?;
-        let [meas, part, their_recipe, recipe, their_config, config, product, job] = &texts[..] else {
+        let [meas, part, their_recipe, recipe, their_config, config, product, job] = &texts[..]
+        else {
             return Err(StatusCode::BadInvalidArgument);
         };
         let foreign = [meas, their_recipe, their_config, config, product];
@@ -304,7 +304,10 @@ impl Methods {
         let asked = port.ask(clock(), None, ready).ok_or(StatusCode::BadShutdown)?;
         let part = numbered(&asked).await?;
         let missed = asked.missed();
-        log::info!("opcua_start user=\"{}\" camera={camera} part={part} missed={missed}", plain(user));
+        log::info!(
+            "opcua_start user=\"{}\" camera={camera} part={part} missed={missed}",
+            plain(user)
+        );
         Ok(vec![part.to_string().into(), i32::from(missed).into()])
     }
 
@@ -338,6 +341,95 @@ async fn numbered(asked: &Answer) -> Result<u64, StatusCode> {
             Some(part) => return Ok(part.0),
             None if clock() >= until => return Err(StatusCode::BadTimeout),
             None => sleep(LOOK_EVERY).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::frame::{FrameId, PartId};
+    use crate::output::Outcome;
+    use crate::verdict::{Cause, Verdict};
+
+    fn methods(room: usize, parts: std::ops::RangeInclusive<u64>) -> Methods {
+        let mut kept = Kept::new(room);
+        for part in parts {
+            let uninspected = part.is_multiple_of(3);
+            let outcome = Outcome {
+                part: PartId(part),
+                frame: FrameId { camera: 0, seq: part },
+                camera: "left".into(),
+                name: "".into(),
+                verdict: if uninspected {
+                    Verdict::Reject(Cause::TooLate)
+                } else {
+                    Verdict::Accept
+                },
+                score: None,
+                threshold: None,
+                region: None,
+                position: None,
+                latency: Duration::ZERO,
+                triggered_at: SystemTime::UNIX_EPOCH,
+                image: None,
+                reason: None,
+                truth: None,
+            };
+            kept.push(Arc::new(PartResult::of(&outcome, "cap")));
+        }
+        Methods {
+            shared: Arc::new(Shared { kept: Mutex::new(kept), ready: AtomicBool::new(true) }),
+            controls: Controls::default(),
+            cameras: Vec::new(),
+            methods: HashMap::new(),
+            commanders: BTreeSet::new(),
+            namespaces: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_oldest_results_make_room() {
+        let methods = methods(4, 1..=10);
+        for (part, found) in [(6, false), (7, true), (10, true), (11, false)] {
+            let answer = methods.result_by_id(&[part.to_string().into(), 0i32.into()]);
+            assert_eq!(answer.is_ok(), found, "{part}");
+        }
+        let answer = methods.result_by_id(&[7u32.into(), 0i32.into()]);
+        assert_eq!(answer.unwrap_err(), StatusCode::BadInvalidArgument);
+    }
+
+    #[test]
+    fn lists_say_whether_there_is_more() {
+        struct Case {
+            state: i32,
+            recipe: &'static str,
+            most: u32,
+            start: u32,
+            is_complete: bool,
+            count: u32,
+        }
+        let methods = methods(5000, 1..=3000);
+        let all = Case { state: 0, recipe: "", most: 0, start: 0, is_complete: false, count: 1000 };
+        for case in [
+            Case { start: 2000, is_complete: true, ..all },
+            Case { most: 9, count: 9, ..all },
+            Case { start: 2995, most: 5, is_complete: true, count: 5, ..all },
+            Case { start: 4000, is_complete: true, count: 0, ..all },
+            Case { state: 4, is_complete: true, ..all },
+            Case { recipe: "cap", ..all },
+            Case { recipe: "lid", is_complete: true, count: 0, ..all },
+            all,
+        ] {
+            let mut arguments = vec![Variant::from(case.state)];
+            arguments.extend(["", "", "", case.recipe, "", "", "", ""].map(Variant::from));
+            arguments.extend([case.most, case.start].map(Variant::from));
+            arguments.push(0i32.into());
+            let outputs = methods.list(&arguments).unwrap();
+            let want = [Variant::from(case.is_complete), Variant::from(case.count)];
+            assert_eq!(outputs[..2], want, "{} {} {}", case.state, case.recipe, case.start);
         }
     }
 }

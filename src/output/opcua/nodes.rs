@@ -240,10 +240,9 @@ impl Nodes {
         for method in Method::ALL {
             let on = match method {
                 Method::ConfirmAll | Method::Halt | Method::Reset => &machine,
-                Method::StartSingleJob
-                | Method::StartContinuous
-                | Method::Stop
-                | Method::Abort => &automatic,
+                Method::StartSingleJob | Method::StartContinuous | Method::Stop | Method::Abort => {
+                    &automatic
+                }
                 Method::GetResultById | Method::GetResultListFiltered => &management,
             };
             found(builder.method(on, method), method);
@@ -310,12 +309,10 @@ impl Nodes {
                 DataValue::new_now(NodeId::new(self.vision, node)),
                 DataValue::new_now(number),
             ],
-            None => [
-                LocalizedText::null().into(),
-                Variant::from(NodeId::null()),
-                Variant::from(0u32),
-            ]
-            .map(|none| DataValue::new_now_status(none, StatusCode::BadStateNotActive)),
+            None => {
+                [LocalizedText::null().into(), Variant::from(NodeId::null()), Variant::from(0u32)]
+                    .map(|none| DataValue::new_now_status(none, StatusCode::BadStateNotActive))
+            }
         };
         let nodes = [&machine.current, &machine.id, &machine.number];
         nodes.into_iter().cloned().zip(shown).collect()
@@ -353,7 +350,8 @@ impl Builder<'_> {
             for state in states {
                 let id = NodeId::new(self.vision, state.node);
                 let initial = state == PREOPERATIONAL;
-                let kind = if initial { ObjectTypeId::InitialStateType } else { ObjectTypeId::StateType };
+                let kind =
+                    if initial { ObjectTypeId::InitialStateType } else { ObjectTypeId::StateType };
                 ObjectBuilder::new(&id, QualifiedName::new(self.vision, state.name), state.name)
                     .component_of(self.of_type(machine))
                     .has_type_definition(kind)
@@ -398,7 +396,8 @@ impl Builder<'_> {
         let name = QualifiedName::new(self.vision, signature.name);
         let mut builder =
             MethodBuilder::new(&id, name, signature.name).component_of(self.id(object));
-        let child = |name: &str| NodeId::new(self.own, format!("{object}/{}/{name}", signature.name));
+        let child =
+            |name: &str| NodeId::new(self.own, format!("{object}/{}/{name}", signature.name));
         if !signature.takes.is_empty() {
             let taken = arguments(signature.takes);
             builder = builder.input_args(self.space, &child("InputArguments"), &taken);
@@ -439,7 +438,8 @@ impl Builder<'_> {
         let path = format!("{folder}/{name}");
         let whole = self.id(&path);
         let waiting = |id: &NodeId, name: QualifiedName, kind: DataTypeId| {
-            let mut builder = VariableBuilder::new(id, name.clone(), name.name.as_ref()).data_type(kind);
+            let mut builder =
+                VariableBuilder::new(id, name.clone(), name.name.as_ref()).data_type(kind);
             if ["ProcessingTimes", "ResultContent"].contains(&name.name.as_ref()) {
                 builder = builder.value_rank(1).array_dimensions(&[0]);
             }
@@ -475,20 +475,21 @@ impl Builder<'_> {
         let line = folder(self.space, &path, "Line", system);
         let causes = format!("{path}/RejectedByCause");
         let by_cause = folder(self.space, &causes, "RejectedByCause", line.clone());
-        let mut variable = |parent: &NodeId, path: &str, name: &str, kind: DataTypeId, value: Variant| {
-            let id = NodeId::new(own, format!("{path}/{name}"));
-            let is_array = matches!(value, Variant::Array(_));
-            let mut builder = VariableBuilder::new(&id, QualifiedName::new(own, name), name)
-                .component_of(parent.clone())
-                .has_type_definition(VariableTypeId::BaseDataVariableType)
-                .data_type(kind)
-                .value(value);
-            if is_array {
-                builder = builder.value_rank(1).array_dimensions(&[0]);
-            }
-            builder.insert(self.space);
-            id
-        };
+        let mut variable =
+            |parent: &NodeId, path: &str, name: &str, kind: DataTypeId, value: Variant| {
+                let id = NodeId::new(own, format!("{path}/{name}"));
+                let is_array = matches!(value, Variant::Array(_));
+                let mut builder = VariableBuilder::new(&id, QualifiedName::new(own, name), name)
+                    .component_of(parent.clone())
+                    .has_type_definition(VariableTypeId::BaseDataVariableType)
+                    .data_type(kind)
+                    .value(value);
+                if is_array {
+                    builder = builder.value_rank(1).array_dimensions(&[0]);
+                }
+                builder.insert(self.space);
+                id
+            };
         let mut count = |name| variable(&line, &path, name, DataTypeId::UInt64, 0u64.into());
         let [triggers, accepted, rejected, in_flight, late_verdicts, missed] =
             ["Triggers", "Accepted", "Rejected", "InFlight", "LateVerdicts", "MissedResults"]
@@ -519,5 +520,36 @@ impl Builder<'_> {
                 false.into(),
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_have_the_numbers_that_all_wires_say() {
+        for state in [
+            LineState::Preoperational,
+            LineState::Halted,
+            LineState::Error,
+            LineState::Initialized,
+            LineState::Ready,
+            LineState::SingleExecution,
+            LineState::ContinuousExecution,
+        ] {
+            let (outer, inner) = states(state);
+            assert_eq!(inner.unwrap_or(outer).number, u32::from(state as u16), "{state:?}");
+            assert_eq!(inner.is_some(), outer == OPERATIONAL, "{state:?}");
+            assert_eq!(inner.unwrap_or(outer).name, format!("{state:?}"));
+        }
+    }
+
+    #[test]
+    fn times_are_those_of_the_wall_clock() {
+        /* datetime.fromtimestamp(1777000000.5, timezone.utc).isoformat() */
+        let time = date_time(UNIX_EPOCH + Duration::from_millis(1_777_000_000_500));
+        assert!(time.to_rfc3339().starts_with("2026-04-24T03:06:40.5"), "{}", time.to_rfc3339());
+        assert_eq!(date_time(UNIX_EPOCH - Duration::from_secs(1)), date_time(UNIX_EPOCH));
     }
 }

@@ -127,9 +127,8 @@ impl OpcUa {
             let nobody = [ANONYMOUS_USER_TOKEN_ID.to_owned()];
             builder = builder.add_endpoint("none", ServerEndpoint::new_none("/", &nobody));
         }
-        let (server, handle) = builder
-            .build()
-            .map_err(|error| anyhow!("[output.opcua]: {error}"))?;
+        let (server, handle) =
+            builder.build().map_err(|error| anyhow!("[output.opcua]: {error}"))?;
         let nodes = built.lock().unwrap_or_else(PoisonError::into_inner).take();
         let nodes = nodes.context("[output.opcua]: the server made no nodes")?;
         drop(entered);
@@ -177,7 +176,11 @@ impl User {
         let text = fs::read_to_string(&self.password_file)
             .with_context(|| format!("reading {}", key()))?;
         let password = text.lines().next().unwrap_or_default();
-        ensure!(!password.is_empty(), "{}: its first line is empty; write the password there", key());
+        ensure!(
+            !password.is_empty(),
+            "{}: its first line is empty; write the password there",
+            key()
+        );
         Ok(password.to_owned())
     }
 }
