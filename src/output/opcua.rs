@@ -3,7 +3,7 @@
 //! `docs/opcua.md`. A verdict is only ever reported here; no call can change one.
 //!
 //! The wire has a thread of its own: the server, all its connections and the nodes live there. The
-//! output thread only hands news over ([`super::handover`]): a client that stands still holds up
+//! output thread only hands news over (`handover.rs`): a client that stands still holds up
 //! nobody.
 //!
 //! Only built with the feature `opcua`; without it the table of the config is refused.
