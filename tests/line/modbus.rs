@@ -3,13 +3,15 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use inspectd::frame::PartId;
 use inspectd::output::modbus::{Config, Modbus};
 use inspectd::output::{Controls, RejectOutput};
 use inspectd::telemetry::Progress;
+use inspectd::trigger::{self, Wait};
 
 use super::peers::python_with;
 use super::{SetAtEnd, outcome, status};
@@ -64,6 +66,86 @@ fn pymodbus_reads_what_the_plc_is_promised() {
                 Some(("beats", word)) => beats = word == "on",
                 _ => panic!("the peer says {command:?}"),
             }
+            if writeln!(answers, "ok").is_err() {
+                break;
+            }
+        }
+        drop(answers);
+        peer.wait()
+    });
+    assert!(verdict.unwrap().success(), "see the peer's words above");
+}
+
+#[test]
+fn pymodbus_triggers_parts_and_takes_held_results() {
+    let Some(python) = python_with("pymodbus") else { return };
+    let listen = (Ipv4Addr::LOCALHOST, 0).into();
+    let (port, triggers) = trigger::port(Wait { picture_within_ms: 50.0, picture_before_ms: 0.0 });
+    let controls = Controls::new(vec![None, Some(port)]);
+    let mut wire = Modbus::bind(&Config { listen, ..Config::default() }, controls).unwrap();
+    let service = wire.service().unwrap();
+    let address = wire.local_addr();
+    let arguments = [address.ip().to_string(), address.port().to_string()];
+    let mut peer = Command::new(python)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/modbus_trigger_peer.py"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut answers = peer.stdin.take().unwrap();
+    let commands = BufReader::new(peer.stdout.take().unwrap());
+    let (stop, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let verdict = std::thread::scope(|threads| {
+        let _stops = (SetAtEnd(&stop), SetAtEnd(&over));
+        threads.spawn(|| service(&stop, &Progress::default()));
+        // Stands in for the camera thread: each trigger is a part, and takes a while.
+        threads.spawn(|| {
+            let mut part = 0;
+            triggers.set_ready(true);
+            while !over.load(Ordering::Relaxed) {
+                let Ok(asked) = triggers.asked.recv_timeout(Duration::from_millis(10)) else {
+                    continue;
+                };
+                part += 1;
+                if !asked.in_time {
+                    triggers.count_missed();
+                }
+                asked.answer(PartId(part));
+                // The twelfth comes while the camera is busy with the eleventh.
+                if part == 11 {
+                    let next = triggers.asked.recv_timeout(Duration::from_secs(30)).unwrap();
+                    assert!(!next.in_time);
+                    part += 1;
+                    triggers.count_missed();
+                    next.answer(PartId(part));
+                    next.exposed();
+                } else {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                asked.exposed();
+                triggers.set_ready(true);
+            }
+        });
+        let (told, tell) = mpsc::channel();
+        threads
+            .spawn(move || commands.lines().map_while(Result::ok).try_for_each(|c| told.send(c)));
+        let mut published = 0;
+        loop {
+            let command = match tell.recv_timeout(Duration::from_millis(100)) {
+                Ok(command) => command,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    wire.beat(&status()).unwrap();
+                    continue;
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            };
+            let count: u64 = command.strip_prefix("publish ").unwrap().parse().unwrap();
+            for _ in 0..count {
+                published += 1;
+                wire.signal(&outcome(published)).unwrap();
+            }
+            wire.beat(&status()).unwrap();
             if writeln!(answers, "ok").is_err() {
                 break;
             }
