@@ -120,7 +120,8 @@ pub enum LineState {
     Preoperational = 1,
     /// Shut down in order; no part is judged any more.
     Halted = 2,
-    /// A camera or the detector is gone; parts are rejected uninspected.
+    /// A camera or the detector is gone, the ledger takes nothing, or part after part is too late: parts
+    /// are rejected uninspected.
     Error = 3,
     /// Detector loaded and sealed, cameras not yet up.
     Initialized = 5,

@@ -222,7 +222,6 @@ impl Keeper {
     }
 
     fn turn(&mut self, now: Instant) {
-        let _counted_in_the_line_status = self.inbox.missed();
         while let Ok(news) = self.inbox.news.try_recv() {
             self.take(news, now);
         }

@@ -380,10 +380,11 @@ impl AsRef<[u8]> for Payload {
     }
 }
 
-/// When the host had the frame's leader, which a camera sends as the exposure ends or before. The
-/// camera's own time stamp would be closer, but counts from a moment of its own and drifts
-/// against our clock; and what is measured from here is a deadline, for which network and
-/// camera in front of it are constants that belong into its travel time.
+/// When the library handled the frame's leader, which a camera sends as the exposure ends or before;
+/// a thread that is kept from running makes it later. The camera's own time stamp would be closer,
+/// but counts from a moment of its own and drifts against our clock. For a deadline, network and camera
+/// in front of it are constants that belong into its travel time; a gate that places parts by it has
+/// the gap that docs/plc.md tells of.
 fn captured_at(frame: &Frame) -> Instant {
     #[expect(
         clippy::disallowed_methods,
