@@ -31,6 +31,7 @@ use crate::frame::{Frame, FrameId, PartId, Truth};
 use crate::ledger::{Ledger, Resumed};
 use crate::output::{RejectOutput, Tally};
 use crate::telemetry::{Counters, Latency, Progress, StandingAlarms};
+use crate::tracker::Place;
 use crate::trigger::Triggers;
 use crate::verdict::web::{self, Web};
 use crate::verdict::{Anomaly, Cause, Limits, Region, Verdict};
@@ -146,8 +147,7 @@ enum Event {
         frame: FrameId,
         name: Arc<str>,
         captured_at: Instant,
-        /// Encoder counts, where the trigger knows them.
-        count: Option<i64>,
+        place: Place,
         truth: Option<Truth>,
     },
     /// The part went through the detector, or was turned away with its picture in hand.

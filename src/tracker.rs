@@ -15,7 +15,7 @@ mod gate;
 mod way;
 
 pub use alarm::{Alarm, Alarms};
-pub use gate::{Actuator, Clock, Command, Config as GateConfig, Gate, Raised, Reading};
+pub use gate::{Actuator, Clock, Command, Config as GateConfig, Gate, Place, Raised, Reading};
 pub use way::{Belt, Config, Load, Timing};
 
 /// A part on its way.
@@ -25,8 +25,8 @@ pub struct Track {
     pub frame: FrameId,
     pub name: Arc<str>,
     pub captured_at: Instant,
-    /// Where the belt stood at the trigger, in encoder counts, where the trigger knew.
-    pub count: Option<i64>,
+    /// What tells where it was triggered.
+    pub place: Place,
     /// The decision time.
     pub decide_at: Instant,
     /// When the ejector must act.
@@ -95,7 +95,7 @@ mod tests {
             frame: FrameId { camera: 0, seq: part },
             name: "".into(),
             captured_at: decide_at,
-            count: None,
+            place: Place::Time,
             decide_at,
             eject_at: decide_at,
             truth: None,

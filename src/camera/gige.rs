@@ -18,6 +18,8 @@ mod camera;
 #[cfg(any(feature = "gige", test))]
 mod chunks;
 #[cfg(any(feature = "gige", test))]
+mod clock;
+#[cfg(any(feature = "gige", test))]
 mod continuity;
 #[cfg(any(feature = "gige", test))]
 mod encoder;

@@ -19,7 +19,7 @@ use super::{Controls, LineStatus, Outcome, RejectOutput, Service};
 use crate::frame::PartId;
 use crate::journal::plain;
 use crate::telemetry::{Progress, StandingAlarms};
-use crate::tracker::{Actuator, Clock, Command, Gate, GateConfig, Reading, Track};
+use crate::tracker::{Actuator, Clock, Command, Gate, GateConfig, Place, Reading, Track};
 use crate::trigger::Port;
 use crate::verdict::Verdict;
 
@@ -103,7 +103,7 @@ impl Config {
 const BEAT_WITHIN: Duration = Duration::from_millis(500);
 
 enum News {
-    Part { part: PartId, camera: u16, captured_at: Instant, count: Option<i64> },
+    Part { part: PartId, camera: u16, captured_at: Instant, place: Place },
     Verdict { part: PartId, accepted: bool },
     Beat { ready: bool },
 }
@@ -169,8 +169,8 @@ impl RejectOutput for GateOutput {
     }
 
     fn triggered(&mut self, track: &Track) -> Result<()> {
-        let &Track { part, frame, captured_at, count, .. } = track;
-        self.news.give_result(News::Part { part, camera: frame.camera, captured_at, count })
+        let &Track { part, frame, captured_at, place, .. } = track;
+        self.news.give_result(News::Part { part, camera: frame.camera, captured_at, place })
     }
 
     fn signal(&mut self, outcome: &Outcome) -> Result<()> {
@@ -263,9 +263,9 @@ impl Keeper {
 
     fn take(&mut self, news: News, now: Instant) {
         match news {
-            News::Part { part, camera, captured_at, count } => {
+            News::Part { part, camera, captured_at, place } => {
                 let name = &self.surroundings.cameras[usize::from(camera)];
-                self.gate.admit(part, (camera, name), captured_at, count);
+                self.gate.admit(part, (camera, name), captured_at, place);
             }
             News::Verdict { part, accepted } => self.gate.verdict(part, accepted),
             News::Beat { ready } => {
@@ -407,7 +407,7 @@ mod tests {
             frame: FrameId { camera: 0, seq: part },
             name: "".into(),
             captured_at,
-            count: None,
+            place: Place::Time,
             decide_at: captured_at,
             eject_at: captured_at,
             truth: None,

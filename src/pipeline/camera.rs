@@ -11,6 +11,7 @@ use crate::camera::{CameraFault, FrameSource, Grab, Picture};
 use crate::frame::{Frame, FrameId, PartId, Position, Truth};
 use crate::journal::{Repeats, plain};
 use crate::telemetry::{Counters, Progress};
+use crate::tracker::Place;
 use crate::trigger::{Asked, Triggers};
 use crate::verdict::Cause;
 
@@ -264,7 +265,7 @@ impl Camera {
         }
         state.waiting = false;
         let name: Arc<str> = state.seq.to_string().into();
-        let (part, id) = self.trigger(state, name, asked.at, asked.count, None)?;
+        let (part, id) = self.trigger(state, name, asked.at, place(&asked), None)?;
         asked.answer(part);
         let turn = self.picture_of(triggers, &asked, (part, id), open, state);
         asked.exposed();
@@ -389,7 +390,7 @@ impl Camera {
         reason: &str,
     ) -> Result<(), LineGone> {
         let name: Arc<str> = state.seq.to_string().into();
-        let (part, _) = self.trigger(state, name, asked.at, asked.count, None)?;
+        let (part, _) = self.trigger(state, name, asked.at, place(&asked), None)?;
         asked.answer(part);
         asked.exposed();
         let lost = Event::Lost { part, cause, reason: reason.into() };
@@ -406,8 +407,8 @@ impl Camera {
             asked.exposed();
             let frame = FrameId { camera: self.index, seq: part.0 };
             let name = "".into();
-            let (captured_at, count) = (asked.at, asked.count);
-            let came = Event::Triggered { part, frame, name, captured_at, count, truth: None };
+            let (captured_at, place) = (asked.at, place(&asked));
+            let came = Event::Triggered { part, frame, name, captured_at, place, truth: None };
             let reason = "the line has ended".into();
             let lost = Event::Lost { part, cause: Cause::NotReady, reason };
             if self.events.send(came).and_then(|()| self.events.send(lost)).is_err() {
@@ -440,14 +441,14 @@ impl Camera {
         state: &mut State,
         name: Arc<str>,
         captured_at: Instant,
-        count: Option<i64>,
+        place: Place,
         truth: Option<Truth>,
     ) -> Result<(PartId, FrameId), LineGone> {
         let part = PartId(self.counters.trigger());
         let frame = FrameId { camera: self.index, seq: state.seq };
         state.seq += 1;
         self.events
-            .send(Event::Triggered { part, frame, name, captured_at, count, truth })
+            .send(Event::Triggered { part, frame, name, captured_at, place, truth })
             .map_err(|_| LineGone)?;
         Ok((part, frame))
     }
@@ -464,7 +465,7 @@ impl Camera {
         cause: Cause,
         reason: &str,
     ) -> Result<(), LineGone> {
-        let (part, _) = self.trigger(state, name, now(), None, None)?;
+        let (part, _) = self.trigger(state, name, now(), Place::Unknown, None)?;
         let lost = Event::Lost { part, cause, reason: reason.into() };
         self.events.send(lost).map_err(|_| LineGone)
     }
@@ -475,7 +476,7 @@ impl Camera {
         let captured_at = picture.captured_at.unwrap_or(now).min(now);
         let name = picture.name.as_str().into();
         let truth = picture.truth.clone();
-        let (part, id) = self.trigger(state, name, captured_at, None, truth)?;
+        let (part, id) = self.trigger(state, name, captured_at, Place::Time, truth)?;
         self.enqueue(part, id, captured_at, picture)
     }
 
@@ -500,4 +501,8 @@ impl Camera {
         let turned_away = Inspection::without(frame, cause, reason);
         self.events.send(Event::Judged(Box::new(turned_away))).map_err(|_| LineGone)
     }
+}
+/// A trigger that came through the gate's station knows where the belt was.
+fn place(asked: &Asked) -> Place {
+    asked.count.map_or(Place::Time, Place::Count)
 }

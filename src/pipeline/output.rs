@@ -152,7 +152,7 @@ impl Output {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Triggered { part, frame, name, captured_at, count, truth } => {
+            Event::Triggered { part, frame, name, captured_at, place, truth } => {
                 if let Some(ledger) = &mut self.setup.ledger {
                     ledger.mark_issued(part);
                 }
@@ -160,7 +160,7 @@ impl Output {
                 let decide_at = captured_at + tuning.decide_within;
                 let eject_at = decide_at + tuning.output_latency;
                 let track =
-                    Track { part, frame, name, captured_at, count, decide_at, eject_at, truth };
+                    Track { part, frame, name, captured_at, place, decide_at, eject_at, truth };
                 for i in 0..self.setup.outputs.len() {
                     let wire = &mut self.setup.outputs[i];
                     if let Err(error) = wire.triggered(&track) {

@@ -2,19 +2,26 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use telegenic::emulator::{DeviceConfig, GigeDevice};
+use telegenic::gige::proto::bootstrap;
 
-use super::Shared;
+use super::plant::Shot;
 use super::teaching::{Rendered, SIDE};
+use super::{Shared, now};
 
 /// The port of the GigE Vision control protocol.
 const GVCP_PORT: u16 = 3956;
 
 /// The first frame id, so that the 16-bit number wraps within seconds.
 const FIRST_ID: u64 = 65_400;
+
+/// What its clock shows when it begins, ns: a time of its own.
+const CLOCK_BEGINS: u64 = 86_400_000_000_000;
+/// The bit of the register `Timestamp control` that keeps the clock to be read.
+const LATCH: u32 = 2;
 
 pub struct Camera {
     address: Ipv4Addr,
@@ -26,9 +33,26 @@ pub struct Camera {
 /// The device and where it is in its stream.
 struct Session {
     device: GigeDevice,
+    began: Instant,
     started: bool,
     to: Option<SocketAddr>,
     next_id: u64,
+}
+
+impl Session {
+    fn clock_ns(&self, at: Instant) -> u64 {
+        CLOCK_BEGINS + at.saturating_duration_since(self.began).as_nanos() as u64
+    }
+
+    /// Does what the register asks for, which the emulator does not.
+    fn latch(&mut self) {
+        if self.device.read_reg(bootstrap::TIMESTAMP_CONTROL) & LATCH != 0 {
+            let ns = self.clock_ns(now());
+            self.device.write_reg(bootstrap::TIMESTAMP_CONTROL, 0);
+            self.device.write_reg(bootstrap::TIMESTAMP_LATCHED_HIGH, (ns >> 32) as u32);
+            self.device.write_reg(bootstrap::TIMESTAMP_LATCHED_LOW, ns as u32);
+        }
+    }
 }
 
 impl Camera {
@@ -53,6 +77,7 @@ impl Camera {
         let config = DeviceConfig { width: SIDE, height: SIDE, ..DeviceConfig::default() };
         let mut session = Session {
             device: GigeDevice::new(self.address, &config),
+            began: now(),
             started: false,
             to: None,
             next_id: FIRST_ID,
@@ -64,7 +89,7 @@ impl Camera {
                 let shot = shared.plant().take_shot();
                 let Some(shot) = shot else { break };
                 if !unplugged {
-                    self.shoot(&mut session, shot.part, shot.picture, shared);
+                    self.shoot(&mut session, &shot, shared);
                 }
             }
             std::thread::sleep(Duration::from_micros(500));
@@ -85,6 +110,7 @@ impl Camera {
             if reaction.acquisition_started {
                 (session.started, session.next_id) = (true, FIRST_ID);
             }
+            session.latch();
             if let Some(reply) = reaction.reply {
                 let _lost_like_any_datagram = self.control.send_to(&reply, from);
             }
@@ -96,7 +122,7 @@ impl Camera {
         }
     }
 
-    fn shoot(&self, session: &mut Session, part: u64, picture: usize, shared: &Shared) {
+    fn shoot(&self, session: &mut Session, shot: &Shot, shared: &Shared) {
         let take = |count: fn(&mut super::plant::CameraTrouble) -> &mut u32| {
             let mut plant = shared.plant();
             let left = count(&mut plant.camera);
@@ -114,13 +140,15 @@ impl Camera {
         if take(|trouble| &mut trouble.missing) {
             return;
         }
-        let mut packets = session.device.frame_packets(id, &self.pictures[picture]);
+        // However late this thread comes to it.
+        session.device.set_leader_timestamp_ns(session.clock_ns(shot.at));
+        let mut packets = session.device.frame_packets(id, &self.pictures[shot.picture]);
         let half = take(|trouble| &mut trouble.half);
         if half {
             packets.remove(packets.len() / 2);
         }
         if self.send(&packets, to).is_ok() && !half {
-            shared.plant().delivered(part);
+            shared.plant().delivered(shot.part);
         }
         if take(|trouble| &mut trouble.repeated) {
             let _lost_like_any_datagram = self.send(&packets, to);
@@ -129,7 +157,7 @@ impl Camera {
             for _ in 0..2 {
                 let id = session.next_id;
                 session.next_id = if id == 65_535 { 1 } else { id + 1 };
-                let again = session.device.frame_packets(id, &self.pictures[picture]);
+                let again = session.device.frame_packets(id, &self.pictures[shot.picture]);
                 let _lost_like_any_datagram = self.send(&again, to);
             }
         }

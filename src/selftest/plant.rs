@@ -72,6 +72,8 @@ struct Part {
 pub struct Shot {
     pub part: u64,
     pub picture: usize,
+    /// When it was there.
+    pub at: Instant,
 }
 
 pub struct Plant {
@@ -263,7 +265,7 @@ impl Plant {
         for (id, part) in &mut self.parts {
             if !part.shot && self.belt >= part.at {
                 part.shot = true;
-                self.shots.push_back(Shot { part: *id, picture: part.picture });
+                self.shots.push_back(Shot { part: *id, picture: part.picture, at: now });
             }
             if (gate - part.at).abs() < self.layout.half {
                 part.open |= open;

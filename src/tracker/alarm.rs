@@ -30,10 +30,12 @@ pub enum Alarm {
     RejectRate = 11,
     /// A verdict came after the part had reached the gate; it was rejected.
     VerdictLate = 12,
+    /// Two parts of a camera were triggered closer together than parts can be.
+    TooClose = 13,
 }
 
 impl Alarm {
-    pub const ALL: [Alarm; 12] = [
+    pub const ALL: [Alarm; 13] = [
         Alarm::IoLost,
         Alarm::EncoderLost,
         Alarm::Overspeed,
@@ -46,6 +48,7 @@ impl Alarm {
         Alarm::ConsecutiveRejects,
         Alarm::RejectRate,
         Alarm::VerdictLate,
+        Alarm::TooClose,
     ];
 
     pub fn code(self) -> u8 {
@@ -66,13 +69,14 @@ impl Alarm {
             Alarm::ConsecutiveRejects => "consecutive_rejects",
             Alarm::RejectRate => "reject_rate",
             Alarm::VerdictLate => "verdict_late",
+            Alarm::TooClose => "too_close",
         }
     }
 
     /// Whether the belt should stop: rejects may not leave the belt, or where the parts are is not
     /// known any more.
     pub fn stops(self) -> bool {
-        !matches!(self, Alarm::VerdictLate | Alarm::PartMissing)
+        !matches!(self, Alarm::VerdictLate | Alarm::PartMissing | Alarm::TooClose)
     }
 }
 
@@ -144,7 +148,7 @@ mod tests {
             assert!(alarms.raise(alarm) && !alarms.raise(alarm));
             assert_eq!(Alarms::of(alarms.bits(), code), alarms);
         }
-        assert_eq!((alarms.bits(), alarms.newest()), (0xFFF, Some(Alarm::VerdictLate)));
+        assert_eq!((alarms.bits(), alarms.newest()), (0x1FFF, Some(Alarm::TooClose)));
         assert!(alarms.stop());
         alarms.clear();
         alarms.raise(Alarm::VerdictLate);

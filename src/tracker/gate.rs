@@ -238,6 +238,17 @@ pub struct Command {
     pub stop: bool,
 }
 
+/// What tells where on the belt a part was triggered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// When it was.
+    Time,
+    /// A trigger that came through the gate's own station: the belt's position there.
+    Count(i64),
+    /// Nothing: its picture is its trigger, and did not come whole.
+    Unknown,
+}
+
 /// An alarm that came up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Raised {
@@ -265,11 +276,21 @@ struct Arriving {
     part: PartId,
     camera: u16,
     captured_at: Instant,
-    count: Option<i64>,
+    place: Place,
     travel: i64,
     accepted: bool,
     /// The belt was lost sight of meanwhile.
     doomed: bool,
+}
+
+/// The part of a camera that was put on the belt last.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    part: PartId,
+    /// Where it was triggered.
+    at: i64,
+    /// How many after it were triggered just there.
+    again: u32,
 }
 
 /// The gate of a line.
@@ -303,8 +324,8 @@ pub struct Gate {
     raised: Vec<Raised>,
     rejects_in_a_row: u32,
     fates: VecDeque<bool>,
-    /// By camera: where its last part was triggered, and how many since were triggered there too.
-    triggered_at: BTreeMap<u16, (i64, u32)>,
+    /// By camera.
+    last: BTreeMap<u16, Last>,
 }
 
 /// So far back a trigger's time is put on the belt's clock. Longer ago than any picture takes.
@@ -315,6 +336,11 @@ const STANDING: u32 = 2;
 
 /// Readings may be this much faster than the belt, for the jitter of when they are taken.
 const JITTER: f64 = 1.5;
+
+/// Two parts of a camera that are nearer than this share of the pitch can't both be where they seem
+/// to be: a trigger that bounced, or a time that is wrong by so much that a part could be taken for
+/// its neighbour.
+const NEAR: f64 = 0.5;
 
 impl Gate {
     pub fn new(config: Config) -> Gate {
@@ -340,23 +366,24 @@ impl Gate {
             raised: Vec::new(),
             rejects_in_a_row: 0,
             fates: VecDeque::new(),
-            triggered_at: BTreeMap::new(),
+            last: BTreeMap::new(),
         }
     }
 
-    /// A part was triggered. `count`: where the belt was, if the trigger came through this gate's
-    /// station.
-    pub fn admit(
-        &mut self,
-        part: PartId,
-        camera: (u16, &str),
-        captured_at: Instant,
-        count: Option<i64>,
-    ) {
+    /// A part was triggered at `captured_at`. One whose place is unknown is kept from passing by there
+    /// being no part of ours where it is; where that lets things pass, nothing passes for a while.
+    pub fn admit(&mut self, part: PartId, camera: (u16, &str), captured_at: Instant, place: Place) {
         let travel = self.config.travel_of.get(camera.1).copied().unwrap_or(self.config.travel);
         let travel = (travel * self.config.per_unit()) as i64;
         let (accepted, doomed, camera) = (false, false, camera.0);
-        let arriving = Arriving { part, camera, captured_at, count, travel, accepted, doomed };
+        if place == Place::Unknown {
+            self.count_fate(part, false);
+            if self.passes_unseen() {
+                self.go_blind();
+            }
+            return;
+        }
+        let arriving = Arriving { part, camera, captured_at, place, travel, accepted, doomed };
         self.arriving.push(arriving);
     }
 
@@ -386,7 +413,7 @@ impl Gate {
         self.rejects_in_a_row = 0;
         self.fates.clear();
         self.unconfirmed.clear();
-        self.triggered_at.clear();
+        self.last.clear();
     }
 
     /// One turn. `reading`: `None` where the station did not answer; its outputs are not known then.
@@ -583,14 +610,17 @@ impl Gate {
         let Some(read_at) = self.read_at else { return };
         let (ready, later): (Vec<Arriving>, Vec<Arriving>) = std::mem::take(&mut self.arriving)
             .into_iter()
-            .partition(|part| part.count.is_some() || part.captured_at <= read_at);
+            .partition(|part| matches!(part.place, Place::Count(_)) || part.captured_at <= read_at);
         self.arriving = later;
         for arriving in ready {
-            let placed = arriving.count.or_else(|| self.position_at(arriving.captured_at));
+            let placed = match arriving.place {
+                Place::Count(count) => Some(count),
+                _ => self.position_at(arriving.captured_at),
+            };
             // From before the first reading, or longer ago than is remembered: it may be anywhere.
-            let doomed = arriving.doomed || placed.is_none();
+            let unplaced = arriving.doomed || placed.is_none();
             let at = placed.unwrap_or(self.position);
-            self.watch_encoder(&arriving, at);
+            let doomed = self.watch_neighbours(&arriving, at) || unplaced;
             let on_belt = OnBelt {
                 at: at + arriving.travel,
                 accepted: arriving.accepted,
@@ -606,18 +636,43 @@ impl Gate {
         self.alarms.stands(Alarm::EncoderLost)
     }
 
-    /// Parts that come while the encoder stands mean that it is dead.
-    fn watch_encoder(&mut self, arriving: &Arriving, at: i64) {
-        if self.config.clock != Clock::Encoder {
-            return;
-        }
-        let last = self.triggered_at.entry(arriving.camera).or_insert((i64::MIN, 0));
-        *last = if last.0 == at { (at, last.1 + 1) } else { (at, 0) };
-        if last.1 >= STANDING {
+    /// What lies on the belt without a part of ours there passes by itself.
+    fn passes_unseen(&self) -> bool {
+        self.config.actuator == Actuator::PulseToReject && self.config.eye_before.is_none()
+    }
+
+    /// Holds a part against the one before it of its camera: parts that come while the encoder stands
+    /// mean that it is dead. True: the part must not pass.
+    fn watch_neighbours(&mut self, arriving: &Arriving, at: i64) -> bool {
+        let now = Last { part: arriving.part, at, again: 0 };
+        let Some(before) = self.last.insert(arriving.camera, now) else { return false };
+        let again = if before.at == at { before.again + 1 } else { 0 };
+        self.last.insert(arriving.camera, Last { again, ..now });
+        if again >= STANDING && self.config.clock == Clock::Encoder {
             let reason = "parts are triggered, but the encoder stands".to_owned();
             self.raise(Alarm::EncoderLost, Some(arriving.part), reason);
             self.go_blind();
         }
+        let apart = (at - before.at).abs();
+        if apart as f64 >= NEAR * self.config.pitch * self.config.per_unit() {
+            return false;
+        }
+        let reason = format!(
+            "it was triggered {:.1} {unit} from part {}, laid out for {} {unit}",
+            apart as f64 / self.config.per_unit(),
+            before.part,
+            self.config.pitch,
+            unit = self.config.unit()
+        );
+        self.raise(Alarm::TooClose, Some(arriving.part), reason);
+        if let Some(other) = self.on_belt.get_mut(&before.part) {
+            other.fate = Some(false);
+        }
+        // Where they really are something else would pass.
+        if self.passes_unseen() {
+            self.go_blind();
+        }
+        true
     }
 
     /// Where the belt was at a time; `None`: longer ago than is remembered.
@@ -647,16 +702,16 @@ impl Gate {
         }
         fixed.sort_unstable();
         for (_, part, pass) in fixed {
-            self.count_fate(part, pass, now);
+            if !pass && self.config.confirm_within_ms > 0.0 {
+                let until = now + Duration::from_secs_f64(self.config.confirm_within_ms / 1000.0);
+                self.unconfirmed.push_back((part, until));
+            }
+            self.count_fate(part, pass);
         }
     }
 
-    fn count_fate(&mut self, part: PartId, pass: bool, now: Instant) {
+    fn count_fate(&mut self, part: PartId, pass: bool) {
         let Config { consecutive_rejects, reject_share, reject_share_of, .. } = self.config;
-        if !pass && self.config.confirm_within_ms > 0.0 {
-            let until = now + Duration::from_secs_f64(self.config.confirm_within_ms / 1000.0);
-            self.unconfirmed.push_back((part, until));
-        }
         self.rejects_in_a_row = if pass { 0 } else { self.rejects_in_a_row + 1 };
         if consecutive_rejects > 0 && self.rejects_in_a_row >= consecutive_rejects {
             let reason = format!("{} rejects one after the other", self.rejects_in_a_row);

@@ -14,6 +14,10 @@ pub trait Camera {
 
     fn trigger(&mut self) -> Result<(), String>;
 
+    /// What the camera's clock shows, ns, no later than the moment given with it; `None`: it does
+    /// not say.
+    fn sight(&mut self) -> Option<(u64, Instant)>;
+
     /// Why the camera can't be controlled any more.
     fn lost(&self) -> Option<String>;
 
@@ -36,7 +40,8 @@ pub struct Delivery<P> {
     pub format: u32,
     /// Rows of pixels from the first byte on, then chunks if the camera sends any.
     pub payload: P,
-    pub captured_at: Instant,
+    /// When it was captured, ns on the camera's clock; `None`: it does not say.
+    pub stamp_ns: Option<u64>,
 }
 
 /// What was found out when the camera was opened.

@@ -87,6 +87,8 @@ impl<C: Camera> FrameSource for Opening<C> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::super::camera::Delivery;
     use super::super::pixels::Format;
     use super::*;
@@ -104,6 +106,10 @@ mod tests {
 
         fn trigger(&mut self) -> Result<(), String> {
             Ok(())
+        }
+
+        fn sight(&mut self) -> Option<(u64, Instant)> {
+            None
         }
 
         fn lost(&self) -> Option<String> {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::camera::{Camera, Delivery, Opened};
+use super::clock::{CameraClock, SetBack};
 use super::continuity::{Continuity, MOST_MISSING, Step};
 use super::encoder::Unwrap;
 use super::pixels::{self, Format, Layout};
@@ -30,10 +31,20 @@ pub struct Source<C: Camera> {
     /// Frames that never came, by how many before the held one they were.
     missing: Range<u64>,
     /// Waits until those before it are reported.
-    held: Option<Delivery<C::Payload>>,
+    held: Option<Taken<C::Payload>>,
+    clock: CameraClock,
     encoder: Option<Belt>,
     software: bool,
 }
+
+/// A frame and when it was captured.
+struct Taken<P> {
+    frame: Delivery<P>,
+    captured_at: Result<Instant, SetBack>,
+}
+
+/// How often the camera is asked for its clock when it was opened: the quickest answer counts.
+const SIGHTINGS: usize = 5;
 
 struct Belt {
     place: chunks::Place,
@@ -42,8 +53,12 @@ struct Belt {
 }
 
 impl<C: Camera> Source<C> {
-    pub fn new(config: &Config, camera: C, opened: Opened) -> Source<C> {
+    pub fn new(config: &Config, mut camera: C, opened: Opened) -> Source<C> {
         let now = clock();
+        let mut camera_clock = CameraClock::new(now);
+        for (stamp_ns, by) in (0..SIGHTINGS).map_while(|_| camera.sight()) {
+            camera_clock.sighted(stamp_ns, by);
+        }
         let set = config.silence_ms.map(Duration::from_millis);
         let limit = set.unwrap_or(DEFAULT_SILENCE);
         let silence = match config.trigger {
@@ -67,6 +82,7 @@ impl<C: Camera> Source<C> {
             continuity: Continuity::default(),
             missing: 0..0,
             held: None,
+            clock: camera_clock,
             encoder: opened.encoder.zip(config.encoder.as_ref()).map(belt),
             software: config.trigger == Trigger::Software,
         }
@@ -96,12 +112,26 @@ impl<C: Camera> Source<C> {
         )))
     }
 
-    fn part(&mut self, frame: &Delivery<C::Payload>) -> Grab {
+    /// When a frame was captured that has come by `now`.
+    fn taken(&mut self, frame: Delivery<C::Payload>, now: Instant) -> Taken<C::Payload> {
+        let captured_at = frame.stamp_ns.map_or(Ok(now), |stamp_ns| {
+            self.clock.sighted(stamp_ns, now);
+            Ok(self.clock.captured_at(stamp_ns, now)?.unwrap_or(now))
+        });
+        Taken { frame, captured_at }
+    }
+
+    fn part(&mut self, taken: &Taken<C::Payload>) -> Grab {
+        let Taken { frame, captured_at } = taken;
         let name = format!("frame-{}", frame.id);
         if let Some(reason) = &frame.incomplete {
             let reason = format!("{reason}{}", self.camera.own_losses());
             return Grab::Bad { name, reason };
         }
+        let Ok(captured_at) = *captured_at else {
+            let reason = "the camera's clock was set back: when it was captured is not known";
+            return Grab::Bad { name, reason: reason.to_owned() };
+        };
         let bytes = frame.payload.as_ref();
         // Before the pixels: the counter must be followed over bad pictures too.
         let position = match &mut self.encoder {
@@ -120,7 +150,7 @@ impl<C: Camera> Source<C> {
         };
         match pixels::picture(&layout, bytes) {
             Ok(image) => {
-                let captured_at = Some(frame.captured_at);
+                let captured_at = Some(captured_at);
                 Grab::Picture(Picture { image, name, captured_at, position, truth: None })
             }
             Err(reason) => Grab::Bad { name, reason },
@@ -133,7 +163,7 @@ impl<C: Camera> FrameSource for Source<C> {
         if let Some(before) = self.missing.next_back()
             && let Some(held) = &self.held
         {
-            let id = self.continuity.before(held.id, before);
+            let id = self.continuity.before(held.frame.id, before);
             return Ok(Grab::Bad {
                 name: format!("frame-{id}"),
                 reason: format!("frame id {id} never came{}", self.camera.own_losses()),
@@ -144,6 +174,11 @@ impl<C: Camera> FrameSource for Source<C> {
         }
         if let Some(reason) = self.camera.lost() {
             return Err(self.fault(reason));
+        }
+        if self.clock.due(clock())
+            && let Some((stamp_ns, by)) = self.camera.sight()
+        {
+            self.clock.sighted(stamp_ns, by);
         }
         let wait = self.silence.left(clock()).map_or(patience, |left| left.min(patience));
         let mut frame = self.camera.next(wait);
@@ -161,12 +196,13 @@ impl<C: Camera> FrameSource for Source<C> {
         match self.continuity.step(id) {
             Step::Ahead { missing: 0 } => {
                 self.silence.heard(1, now);
-                Ok(self.part(&frame))
+                let taken = self.taken(frame, now);
+                Ok(self.part(&taken))
             }
             Step::Ahead { missing } => {
                 self.silence.heard(missing + 1, now);
                 self.missing = 1..missing + 1;
-                self.held = Some(frame);
+                self.held = Some(self.taken(frame, now));
                 self.grab(patience)
             }
             Step::Behind => Ok(Grab::Bad {
@@ -222,6 +258,8 @@ mod tests {
         frames: VecDeque<Delivery<Vec<u8>>>,
         triggers: usize,
         lost: Option<String>,
+        /// What its clock shows when it is asked.
+        sights: VecDeque<(u64, Instant)>,
         /// How long the machine does nothing in the next wait, whatever comes meanwhile.
         hesitates: Option<Duration>,
     }
@@ -247,6 +285,10 @@ mod tests {
             Ok(())
         }
 
+        fn sight(&mut self) -> Option<(u64, Instant)> {
+            self.0.borrow_mut().sights.pop_front()
+        }
+
         fn lost(&self) -> Option<String> {
             self.0.borrow().lost.clone()
         }
@@ -265,7 +307,7 @@ mod tests {
             row_padding: 0,
             format: 0x0108_0001,
             payload: vec![id as u8, 7],
-            captured_at: clock(),
+            stamp_ns: None,
         }
     }
 
@@ -375,6 +417,31 @@ mod tests {
         let (camera, mut source) = source("", None);
         camera.0.borrow_mut().lost = Some("control was lost".to_owned());
         assert_eq!(describe(source.grab(PATIENCE)), "fault: 10.0.0.5: control was lost");
+    }
+
+    #[test]
+    fn frames_that_are_taken_late_were_captured_by_the_cameras_clock() {
+        let camera = Fake::default();
+        let opened = Opened { format: Format::Mono8, rate_hz: None, encoder: None };
+        let config = toml::from_str("address = '10.0.0.5'\ntrigger = 'hardware'").unwrap();
+        let began = clock();
+        camera.0.borrow_mut().sights.push_back((9_000_000_000, began));
+        let mut source = Source::new(&config, camera.clone(), opened);
+        sleep(Duration::from_millis(60));
+        // A step of the camera's clock in between, which is no frame's time.
+        for (id, stamp_ms) in [(1, 9_010), (2, 9_030), (3, 4), (4, 9_050)] {
+            let stamp_ns = Some(stamp_ms * 1_000_000);
+            camera.0.borrow_mut().frames.push_back(Delivery { stamp_ns, ..frame(id) });
+        }
+        let mut captured_ms = || match source.grab(PATIENCE).unwrap() {
+            Grab::Picture(picture) => Ok((picture.captured_at.unwrap() - began).as_millis()),
+            Grab::Bad { reason, .. } => Err(reason),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(captured_ms(), Ok(10));
+        assert_eq!(captured_ms(), Ok(30));
+        assert!(captured_ms().unwrap_err().contains("set back"));
+        assert!(captured_ms().is_ok_and(|ms| ms >= 60), "known anew from this frame on");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use telegenic::genicam::NodeKind;
 use telegenic::gige::proto::{bootstrap, gvcp, gvsp};
@@ -29,8 +29,8 @@ const ANSWER: Duration = Duration::from_millis(200);
 const RETRIES: u8 = 3;
 /// How long giving back control may take.
 const GOODBYE: Duration = Duration::from_millis(500);
-/// A frame that is older than this when it is taken is a wall clock that was set.
-const OLDEST: Duration = Duration::from_secs(10);
+/// The bit of the register `Timestamp control` that keeps the camera's clock to be read.
+const LATCH: u32 = 2;
 /// The features that say how often a camera delivers, the truest first.
 const FRAME_RATES: [&str; 5] = [
     "AcquisitionResultingFrameRate",
@@ -52,6 +52,10 @@ pub struct Streaming {
     packet_bytes: usize,
     /// Losses that were told already.
     told: StreamStats,
+    /// Its clock's ticks in a second; 0: it does not say, and frames carry no time.
+    tick_hz: u64,
+    /// It can be asked for its clock.
+    latches: bool,
 }
 
 /// Opens the camera, sets it and starts it. Takes seconds at most.
@@ -78,7 +82,8 @@ pub fn open(config: &Config) -> Result<(Streaming, Opened), String> {
     });
     let opened = Opened { format, rate_hz, encoder: encoder.transpose()? };
 
-    let streaming = start(camera, config)?;
+    let mut streaming = start(camera, config)?;
+    streaming.try_clock(config.address);
     streaming.announce(config, &opened);
     Ok((streaming, opened))
 }
@@ -216,6 +221,8 @@ fn start(mut camera: GenICamera, config: &Config) -> Result<Streaming, String> {
         payload_bytes,
         packet_bytes,
         told: StreamStats::default(),
+        tick_hz: 0,
+        latches: false,
     };
     let camera = &mut streaming.camera;
     lock(camera, true)
@@ -226,24 +233,38 @@ fn start(mut camera: GenICamera, config: &Config) -> Result<Streaming, String> {
 
 /// The packet delay that a camera takes is in ticks of its clock.
 fn ticks(camera: &GenICamera, delay_us: f64) -> Result<u32, String> {
-    let frequency =
-        [bootstrap::TIMESTAMP_TICK_FREQUENCY_HIGH, bootstrap::TIMESTAMP_TICK_FREQUENCY_LOW];
-    let words = camera
-        .transport()
-        .read_registers(frequency.to_vec())
-        .map_err(|error| error.to_string())
-        .and_then(|words| words.wait_timeout(Duration::from_secs(2)).map_err(|e| e.to_string()));
-    let frequency_hz = match words.as_deref() {
-        Ok(&[high, low]) => u64::from(high) << 32 | u64::from(low),
-        _ => 0,
-    };
-    if frequency_hz == 0 {
-        return Err(format!(
+    match tick_frequency(camera) {
+        0 => Err(format!(
             "packet_delay_us = {delay_us}: this camera does not say how fast its clock ticks; \
              leave it away and set [\"GevSCPD\", ticks] in features"
-        ));
+        )),
+        frequency_hz => Ok((delay_us * frequency_hz as f64 / 1e6).round() as u32),
     }
-    Ok((delay_us * frequency_hz as f64 / 1e6).round() as u32)
+}
+
+/// Hz; 0: it does not say.
+fn tick_frequency(camera: &GenICamera) -> u64 {
+    let at = [bootstrap::TIMESTAMP_TICK_FREQUENCY_HIGH, bootstrap::TIMESTAMP_TICK_FREQUENCY_LOW];
+    read_long(camera, at).unwrap_or(0)
+}
+
+/// A number in two registers.
+fn read_long(camera: &GenICamera, at: [u32; 2]) -> Option<u64> {
+    let words = camera.transport().read_registers(at.to_vec()).ok()?;
+    match words.wait_timeout(ANSWER).as_deref() {
+        Ok(&[high, low]) => Some(u64::from(high) << 32 | u64::from(low)),
+        _ => None,
+    }
+}
+
+/// What the camera's clock shows, ns, no later than the moment given with it; `None`: it does not
+/// say.
+fn sight(camera: &GenICamera, frequency_hz: u64) -> Option<(u64, Instant)> {
+    let latch = camera.transport().write_register(bootstrap::TIMESTAMP_CONTROL, LATCH).ok()?;
+    latch.wait_timeout(ANSWER).ok()?;
+    let by = clock();
+    let at = [bootstrap::TIMESTAMP_LATCHED_HIGH, bootstrap::TIMESTAMP_LATCHED_LOW];
+    Some((gvsp::timestamp_to_ns(read_long(camera, at)?, frequency_hz), by))
 }
 
 impl Streaming {
@@ -274,6 +295,21 @@ impl Streaming {
                 "gige_receive_buffer_small address={address} wanted_bytes={wanted} \
                  given_bytes={bytes} do=\"sysctl -w net.core.rmem_max={wanted}\""
             );
+        }
+    }
+
+    /// Whether the camera has a clock, and one that can be asked for.
+    fn try_clock(&mut self, address: Ipv4Addr) {
+        self.tick_hz = tick_frequency(&self.camera);
+        if self.tick_hz == 0 {
+            log::warn!("gige_no_clock address={address} do=\"keep this machine from hesitating\"");
+            return;
+        }
+        let sight = || Some(sight(&self.camera, self.tick_hz)?.0);
+        // A register that nothing is kept in shows the same again.
+        self.latches = sight().zip(sight()).is_some_and(|(first, then)| first < then);
+        if !self.latches {
+            log::info!("gige_no_latch address={address}");
         }
     }
 
@@ -314,6 +350,8 @@ impl Camera for Streaming {
 
     fn next(&mut self, wait: Duration) -> Option<Delivery<Payload>> {
         let frame = self.frames.wait_for(wait)?;
+        // Without a leader there is no time in it.
+        let stamped = self.tick_hz > 0 && frame.timestamp_ticks > 0;
         Some(Delivery {
             id: frame.frame_id,
             incomplete: self.incomplete(&frame),
@@ -321,13 +359,17 @@ impl Camera for Streaming {
             height: frame.height,
             row_padding: frame.x_padding.into(),
             format: frame.pixel_format.0,
-            captured_at: captured_at(&frame),
+            stamp_ns: stamped.then_some(frame.timestamp_ns),
             payload: Payload(frame),
         })
     }
 
     fn trigger(&mut self) -> Result<(), String> {
         self.camera.execute("TriggerSoftware").map_err(|error| format!("TriggerSoftware: {error}"))
+    }
+
+    fn sight(&mut self) -> Option<(u64, Instant)> {
+        self.latches.then(|| sight(&self.camera, self.tick_hz)).flatten()
     }
 
     fn lost(&self) -> Option<String> {
@@ -380,23 +422,12 @@ impl AsRef<[u8]> for Payload {
     }
 }
 
-/// When the library handled the frame's leader, which a camera sends as the exposure ends or before;
-/// a thread that is kept from running makes it later. The camera's own time stamp would be closer,
-/// but counts from a moment of its own and drifts against our clock. For a deadline, network and camera
-/// in front of it are constants that belong into its travel time; a gate that places parts by it has
-/// the gap that docs/plc.md tells of.
-fn captured_at(frame: &Frame) -> Instant {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the library stamps frames by the wall clock; both are read at the same moment"
-    )]
-    let now = Instant::now();
-    let age = || {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-        let age = wall.checked_sub(Duration::from_nanos(frame.system_timestamp_ns))?;
-        Some(age).filter(|age| *age <= OLDEST)
-    };
-    age().and_then(|age| now.checked_sub(age)).unwrap_or(now)
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what the camera's clock shows holds for the moment at which it answered"
+)]
+fn clock() -> Instant {
+    Instant::now()
 }
 
 impl Features for GenICamera {

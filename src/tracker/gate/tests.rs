@@ -72,7 +72,7 @@ impl Bench {
     }
 
     fn admit(&mut self, part: u64) {
-        self.gate.admit(PartId(part), (0, "left"), self.now(), None);
+        self.gate.admit(PartId(part), (0, "left"), self.now(), Place::Time);
     }
 
     fn accept(&mut self, part: u64) {
@@ -279,6 +279,48 @@ fn a_reject_pulse_lasts_and_adjacent_ones_are_one() {
 }
 
 #[test]
+fn a_part_whose_place_is_unknown_takes_no_other_along_and_does_not_pass() {
+    let mut bench = Bench::new(config());
+    bench.gate.admit(PartId(1), (0, "left"), bench.now(), Place::Unknown);
+    bench.admit(2);
+    bench.accept(2);
+    // 60 of the window and 60 of reach ahead.
+    assert!(!bench.run(850).pass);
+    assert!(bench.run(100).pass, "the part that was seen passes");
+    assert!(!bench.run(200).pass);
+
+    // Air that blows rejects away lets pass what it knows nothing of.
+    let pulse = Config { actuator: Actuator::PulseToReject, ..config() };
+    let mut bench = Bench::new(pulse);
+    bench.run(2000);
+    assert!(bench.run(5).pass, "an empty belt");
+    bench.gate.admit(PartId(1), (0, "left"), bench.now(), Place::Unknown);
+    assert!(!bench.run(5).pass && !bench.run(1000).pass, "it may be anywhere");
+    assert!(bench.run(300).pass, "until it must have left the belt");
+}
+
+#[test]
+fn parts_that_are_too_close_to_be_two_are_both_rejected() {
+    let mut bench = Bench::new(config());
+    for (part, ms) in [(1, 140), (2, 300), (3, 0)] {
+        bench.admit(part);
+        bench.accept(part);
+        bench.run(ms);
+    }
+    assert!(bench.stands(Alarm::TooClose));
+    let raised = bench.gate.raised();
+    assert_eq!(
+        raised[0].reason,
+        "it was triggered 140.0 counts from part 1, laid out for 300 counts"
+    );
+    let mut passed = 0;
+    for _ in 0..200 {
+        passed += u32::from(bench.run(5).pass);
+    }
+    assert!((20..40).contains(&passed), "{passed}: the third alone");
+}
+
+#[test]
 fn by_time_a_part_is_where_its_trigger_says() {
     let timed = Config { clock: Clock::Time, max_speed: None, ..config() };
     let mut bench = Bench::new(timed);
@@ -449,7 +491,7 @@ fn a_part_that_may_not_pass_passes(
                 if part.triggered_ms.is_none() && belt >= camera {
                     part.triggered_ms = Some(now_ms);
                     if !matches!(part.fault, Fault::Untriggered) {
-                        gate.admit(id, (0, "left"), now, None);
+                        gate.admit(id, (0, "left"), now, Place::Time);
                     }
                 }
                 if let Some(at_ms) = part.triggered_ms
