@@ -66,6 +66,7 @@ pub struct Config {
     #[serde(default = "default_buffers")]
     pub buffers: usize,
     pub encoder: Option<Encoder>,
+    pub line_status: Option<LineStatus>,
 }
 
 /// What makes the camera take a picture.
@@ -93,6 +94,53 @@ pub struct Encoder {
     /// After how many bits the counter begins again.
     #[serde(default = "default_bits")]
     pub bits: u32,
+}
+
+/// What the camera's digital lines must have been when a frame was taken, by what it sends with the
+/// frame: a light whose fault output is wired to the camera, a guard.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LineStatus {
+    /// The feature that names the chunk, as in the camera's description.
+    #[serde(default = "default_line_status_chunk")]
+    pub chunk: String,
+    /// Lines that must be high, from 0: bits of the number.
+    #[serde(default)]
+    pub high: Vec<u8>,
+    /// Lines that must be low.
+    #[serde(default)]
+    pub low: Vec<u8>,
+}
+
+impl LineStatus {
+    fn check(&self) -> Result<()> {
+        let Self { chunk, high, low } = self;
+        ensure!(
+            !chunk.is_empty(),
+            "line_status.chunk is empty; leave it away for {DEFAULT_LINE_STATUS_CHUNK}"
+        );
+        ensure!(
+            !high.is_empty() || !low.is_empty(),
+            "line_status asks for no line; name some in line_status.high or line_status.low"
+        );
+        if let Some(line) = high.iter().chain(low).find(|line| **line > 63) {
+            bail!("line_status: there is no line {line}; give 0 to 63");
+        }
+        if let Some(line) = high.iter().find(|line| low.contains(line)) {
+            bail!("line_status: line {line} can't be high and low; leave it out of one of both");
+        }
+        Ok(())
+    }
+
+    /// Which line is not as it must be, in `lines`, a bit each.
+    #[cfg(any(feature = "gige", test))]
+    fn wrong(&self, lines: u64) -> Option<String> {
+        let is_high = |line: &u8| lines >> line & 1 == 1;
+        let low = self.high.iter().find(|line| !is_high(line)).map(|line| (line, "low", "high"));
+        let high = self.low.iter().find(|line| is_high(line)).map(|line| (line, "high", "low"));
+        let (line, is, must) = low.or(high)?;
+        Some(format!("the camera's line {line} was {is} and must be {must} (line_status)"))
+    }
 }
 
 impl Config {
@@ -155,6 +203,7 @@ impl Config {
                  again"
             );
         }
+        self.line_status.as_ref().map_or(Ok(()), LineStatus::check)?;
         self.check_features()
     }
 
@@ -207,6 +256,13 @@ fn default_buffers() -> usize {
 
 /// The name in the Standard Features Naming Convention.
 const DEFAULT_CHUNK: &str = "ChunkEncoderValue";
+
+/// Likewise.
+const DEFAULT_LINE_STATUS_CHUNK: &str = "ChunkLineStatusAll";
+
+fn default_line_status_chunk() -> String {
+    DEFAULT_LINE_STATUS_CHUNK.to_owned()
+}
 
 fn default_chunk() -> String {
     DEFAULT_CHUNK.to_owned()
@@ -273,6 +329,16 @@ mod tests {
             ("address = '10.0.0.5'\nencoder = { per_row = nan }", "encoder.per_row = NaN"),
             ("address = '10.0.0.5'\nencoder = { per_row = 1, bits = 65 }", "encoder.bits = 65"),
             ("address = '10.0.0.5'\nencoder = { per_row = 1, chunk = '' }", "encoder.chunk"),
+            ("address = '10.0.0.5'\nline_status = {}", "line_status asks for no line"),
+            ("address = '10.0.0.5'\nline_status = { high = [64] }", "no line 64"),
+            (
+                "address = '10.0.0.5'\nline_status = { high = [0, 3], low = [3] }",
+                "line 3 can't be high and low",
+            ),
+            (
+                "address = '10.0.0.5'\nline_status = { chunk = '', low = [1] }",
+                "line_status.chunk is empty",
+            ),
             ("address = '10.0.0.5'\nfeatures = [['Gain', nan]]", "Gain = NaN (pair 1)"),
             ("address = '10.0.0.5'\nfeatures = [['', 1]]", "pair 1"),
             (

@@ -35,7 +35,7 @@ use inspectd::trigger::{self, Port, Triggers};
 use inspectd::verdict::Limits;
 use log::LevelFilter;
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 /// How often the main thread looks at signals and stages.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
@@ -92,6 +92,8 @@ impl Signals {
             signal_hook::flag::register(signal, signals.stop.clone())?;
         }
         signal_hook::flag::register(SIGHUP, signals.reload.clone())?;
+        // A file that may not grow further is a disk that takes nothing, no end of the line.
+        signal_hook::flag::register(SIGXFSZ, Arc::default())?;
         Ok(signals)
     }
 }

@@ -37,6 +37,8 @@ struct Session {
     started: bool,
     to: Option<SocketAddr>,
     next_id: u64,
+    /// Of a frame that is kept back, with its packets.
+    kept_back: Option<Vec<Vec<u8>>>,
 }
 
 impl Session {
@@ -81,6 +83,7 @@ impl Camera {
             started: false,
             to: None,
             next_id: FIRST_ID,
+            kept_back: None,
         };
         while !shared.over() {
             let unplugged = shared.plant().camera.unplugged;
@@ -109,6 +112,7 @@ impl Camera {
             }
             if reaction.acquisition_started {
                 (session.started, session.next_id) = (true, FIRST_ID);
+                session.kept_back = None;
             }
             session.latch();
             if let Some(reply) = reaction.reply {
@@ -147,8 +151,15 @@ impl Camera {
         if half {
             packets.remove(packets.len() / 2);
         }
+        if take(|trouble| &mut trouble.out_of_order) && session.kept_back.is_none() {
+            session.kept_back = Some(packets);
+            return;
+        }
         if self.send(&packets, to).is_ok() && !half {
             shared.plant().delivered(shot.part);
+        }
+        if let Some(before) = session.kept_back.take() {
+            let _lost_like_any_datagram = self.send(&before, to);
         }
         if take(|trouble| &mut trouble.repeated) {
             let _lost_like_any_datagram = self.send(&packets, to);

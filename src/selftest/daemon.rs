@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use super::now;
 use super::plant::Layout;
@@ -157,6 +158,15 @@ impl Daemon {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args([name, &pid]).status().context("running kill")?;
         ensure!(sent.success(), "kill {name} {pid}: {sent}");
+        Ok(())
+    }
+
+    /// No file of it may grow beyond so many bytes from now on, whatever the disk has room for.
+    pub fn limit_files(&self, bytes: Option<u64>) -> Result<()> {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        let all = getrlimit(Resource::Fsize).maximum;
+        let limit = Rlimit { current: bytes.or(all), maximum: all };
+        prlimit(pid, Resource::Fsize, limit).context("limiting the daemon's files")?;
         Ok(())
     }
 

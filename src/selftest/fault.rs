@@ -19,6 +19,8 @@ pub enum Fault {
     FrameMissing,
     /// Frames that come twice.
     FrameRepeated,
+    /// Two frames in the wrong order.
+    FrameOutOfOrder,
     /// Three frames where one part is.
     TriggerBurst,
     /// Parts that the camera is not triggered for.
@@ -29,6 +31,8 @@ pub enum Fault {
     DaemonStopped,
     /// The daemon is killed (SIGKILL) and started again.
     DaemonKilled,
+    /// The disk takes nothing for two seconds: no record, picture or line of the log.
+    DiskFull,
     /// The config is re-read while parts are under way.
     ConfigReloaded,
     /// The PLC polls no more for three seconds.
@@ -58,11 +62,13 @@ impl Fault {
             Fault::HalfFrame => "half_frame",
             Fault::FrameMissing => "frame_missing",
             Fault::FrameRepeated => "frame_repeated",
+            Fault::FrameOutOfOrder => "frame_out_of_order",
             Fault::TriggerBurst => "trigger_burst",
             Fault::PartUnseen => "part_unseen",
             Fault::CameraUnplugged => "camera_unplugged",
             Fault::DaemonStopped => "daemon_stopped",
             Fault::DaemonKilled => "daemon_killed",
+            Fault::DiskFull => "disk_full",
             Fault::ConfigReloaded => "config_reloaded",
             Fault::PlcFrozen => "plc_frozen",
             Fault::PlcLinkFlaps => "plc_link_flaps",
@@ -93,6 +99,7 @@ impl Fault {
             Fault::HalfFrame => shared.plant().camera.half = 3,
             Fault::FrameMissing => shared.plant().camera.missing = 2,
             Fault::FrameRepeated => shared.plant().camera.repeated = 2,
+            Fault::FrameOutOfOrder => shared.plant().camera.out_of_order = 2,
             Fault::TriggerBurst => shared.plant().camera.burst = 2,
             Fault::PartUnseen => shared.plant().camera.unseen = 2,
             Fault::CameraUnplugged => {
@@ -106,6 +113,18 @@ impl Fault {
                 daemon.signal("-CONT")?;
             }
             Fault::DaemonKilled => daemon.kill_and_restart()?,
+            Fault::DiskFull => {
+                // One that starts on a full disk ends with an error, as it should: without a record
+                // of its start it would give the same numbers again.
+                let ready = || plc.lock().unwrap_or_else(PoisonError::into_inner).ready;
+                let give_up = now() + Duration::from_secs(10);
+                while !ready() && now() < give_up {
+                    sleep(20);
+                }
+                daemon.limit_files(Some(0))?;
+                sleep(2000);
+                daemon.limit_files(None)?;
+            }
             Fault::ConfigReloaded => daemon.reload()?,
             Fault::PlcFrozen => plc_does(PlcTrouble::Frozen, 3000),
             Fault::PlcLinkFlaps => plc_does(PlcTrouble::Flaps, 2000),

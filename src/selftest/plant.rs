@@ -118,6 +118,8 @@ pub struct CameraTrouble {
     pub half: u32,
     pub missing: u32,
     pub repeated: u32,
+    /// Such a frame comes after the one that follows it.
+    pub out_of_order: u32,
     pub burst: u32,
     /// A part comes by and nothing triggers the camera.
     pub unseen: u32,

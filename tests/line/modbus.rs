@@ -1,7 +1,8 @@
-//! The Modbus wire against a client that we did not write: pymodbus plays the PLC.
+//! The Modbus wire against clients that we did not write: pymodbus plays the PLC, mbpoll (libmodbus) the
+//! person with a notebook.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -13,7 +14,7 @@ use inspectd::output::{Controls, RejectOutput};
 use inspectd::telemetry::Progress;
 use inspectd::trigger::{self, Wait};
 
-use super::peers::python_with;
+use super::peers::{program, python_with};
 use super::{SetAtEnd, outcome, status};
 
 #[test]
@@ -154,4 +155,70 @@ fn pymodbus_triggers_parts_and_takes_held_results() {
         peer.wait()
     });
     assert!(verdict.unwrap().success(), "see the peer's words above");
+}
+
+/// What mbpoll reads, number by number; values to write are last in `arguments`.
+fn mbpoll(program: &str, line: SocketAddr, arguments: &[&str]) -> Vec<String> {
+    let port = line.port().to_string();
+    let (reading, values) = arguments.split_at(arguments.iter().position(|a| *a == "=").unwrap());
+    let run = Command::new(program)
+        .args(["-m", "tcp", "-0", "-1", "-B", "-o", "10", "-p", &port])
+        .args(reading)
+        .arg(line.ip().to_string())
+        .args(&values[1..])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    // "[101]: \t0x0001"
+    said.lines()
+        .filter_map(|line| Some(line.strip_prefix('[')?.split_once("]:")?.1.trim().to_owned()))
+        .collect()
+}
+
+/// The numbers are those of docs/plc.md.
+#[test]
+fn mbpoll_reads_and_acknowledges() {
+    let Some(mbpoll_at) = program("mbpoll") else { return };
+    let listen = (Ipv4Addr::LOCALHOST, 0).into();
+    let mut wire =
+        Modbus::bind(&Config { listen, ..Config::default() }, Controls::default()).unwrap();
+    let service = wire.service().unwrap();
+    let line = wire.local_addr();
+    let (stop, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|threads| {
+        let _stops = (SetAtEnd(&stop), SetAtEnd(&over));
+        threads.spawn(|| service(&stop, &Progress::default()));
+        for nth in 1..=7 {
+            wire.signal(&outcome(nth)).unwrap();
+        }
+        threads.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                wire.beat(&status()).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let read = |arguments: &[&str]| mbpoll(&mbpoll_at, line, arguments);
+        // The beat goes through another thread; the results came before it.
+        let given_up = std::time::Instant::now() + Duration::from_secs(30);
+        while read(&["-t", "4", "-r", "106", "="]) != ["7"] {
+            assert!(std::time::Instant::now() < given_up, "the seventh result never shows");
+        }
+        assert_eq!(read(&["-t", "4", "-r", "100", "="]), ["2"], "the map's version");
+        assert_eq!(read(&["-t", "3", "-r", "100", "="]), ["2"], "as an input register too");
+        assert_eq!(read(&["-t", "4:int", "-r", "104", "="]), ["70001"], "the epoch");
+        assert_eq!(read(&["-t", "1", "-r", "0", "="]), ["1"], "READY as a discrete input");
+        assert_eq!(read(&["-t", "0", "-r", "0", "="]), ["1"], "and as a coil");
+        // The fifth result, in its slot of the ring: sequence, FAIL, anomaly, camera; its score.
+        let slot = (1000 + 4 * 32).to_string();
+        assert_eq!(read(&["-t", "4", "-r", &slot, "-c", "4", "="]), ["5", "2", "1", "4"]);
+        let score = (1000 + 4 * 32 + 8).to_string();
+        assert_eq!(read(&["-t", "4:float", "-r", &score, "="]), ["0.625"]);
+        let waiting = || read(&["-t", "4", "-r", "107", "="]);
+        assert_eq!(waiting(), ["7"]);
+        for (acknowledged, left) in [("3", "4"), ("3", "4"), ("7", "0"), ("7", "0")] {
+            read(&["-t", "4", "-r", "2", "=", acknowledged]);
+            assert_eq!(waiting(), [left], "after {acknowledged}");
+        }
+    });
 }

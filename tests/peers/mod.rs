@@ -46,7 +46,7 @@ pub fn program(name: &str) -> Option<String> {
     }
     assert!(
         std::env::var_os("INSPECTD_REQUIRE_PEERS").is_none(),
-        "{name} is not here though it was promised; apt-get install mosquitto mosquitto-clients"
+        "{name} is not here though it was promised; apt-get install mosquitto mosquitto-clients mbpoll"
     );
     println!("SKIPPED: {name} is not here");
     None

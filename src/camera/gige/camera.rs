@@ -50,4 +50,5 @@ pub struct Opened {
     /// Frames a second in free run, by the camera's own word.
     pub rate_hz: Option<f64>,
     pub encoder: Option<Place>,
+    pub line_status: Option<Place>,
 }

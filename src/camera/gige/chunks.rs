@@ -19,14 +19,16 @@ const LABEL: usize = 8;
 /// A description that leads farther than this leads in a circle.
 const MOST_LINKS: usize = 16;
 
-/// Where the description `xml` says that the whole number `feature` is sent.
-pub fn place(xml: &str, feature: &str) -> Result<Place, String> {
+/// Where the description `xml` says that the whole number `feature` is sent, which the setting `key`
+/// names.
+pub fn place(xml: &str, key: &str, feature: &str) -> Result<Place, String> {
     let document =
         Document::parse(xml).map_err(|error| format!("the camera's description: {error}"))?;
     let named = |name: &str| {
-        document.descendants().find(|node| node.attribute("Name") == Some(name)).ok_or_else(|| {
-            format!("the camera's description has no {name}, which encoder.chunk leads to")
-        })
+        document
+            .descendants()
+            .find(|node| node.attribute("Name") == Some(name))
+            .ok_or_else(|| format!("the camera's description has no {name}, which {key} leads to"))
     };
     let mut node = named(feature)?;
     for _ in 0..MOST_LINKS {
@@ -35,12 +37,12 @@ pub fn place(xml: &str, feature: &str) -> Result<Place, String> {
             ("Integer", Some(next)) => node = named(next)?,
             (kind, _) => {
                 return Err(format!(
-                    "encoder.chunk = {feature:?} is made by a {kind}; only whole registers are read"
+                    "{key} = {feature:?} is made by a {kind}; only whole registers are read"
                 ));
             }
         }
     }
-    Err(format!("encoder.chunk = {feature:?} leads in a circle in the camera's description"))
+    Err(format!("{key} = {feature:?} leads in a circle in the camera's description"))
 }
 
 /// The number at `place` among the chunks at the end of a frame.
@@ -135,11 +137,11 @@ mod tests {
     #[test]
     fn the_description_leads_to_the_chunk() {
         assert_eq!(
-            place(XML, "ChunkEncoderValue"),
+            place(XML, "encoder.chunk", "ChunkEncoderValue"),
             Ok(Place { id: 0x8a00, offset: 4, length: 4, big_endian: true })
         );
         assert_eq!(
-            place(XML, "ChunkCounterValue"),
+            place(XML, "encoder.chunk", "ChunkCounterValue"),
             Ok(Place { id: 0x12, offset: 0, length: 8, big_endian: false })
         );
     }
@@ -147,16 +149,18 @@ mod tests {
     #[test]
     fn a_description_that_leads_to_no_chunk_is_told() {
         for (feature, says) in [
-            ("ChunkLineStatusAll", "no ChunkLineStatusAll"),
+            ("ChunkLineStatusAll", "no ChunkLineStatusAll, which line_status.chunk leads to"),
             ("Dangling", "no Nothing"),
             ("Width", "WidthReg is no chunk"),
             ("Computed", "made by a SwissKnife"),
             ("Round", "in a circle"),
         ] {
-            let error = place(XML, feature).unwrap_err();
+            let error = place(XML, "line_status.chunk", feature).unwrap_err();
             assert!(error.contains(says), "{error}");
         }
-        assert!(place("<a", "ChunkEncoderValue").unwrap_err().contains("description"));
+        assert!(
+            place("<a", "encoder.chunk", "ChunkEncoderValue").unwrap_err().contains("description")
+        );
     }
 
     #[test]

@@ -143,7 +143,8 @@ mod tests {
         let (answer, mut source) = opening(Trigger::Free);
         assert!(matches!(source.grab(BRIEF), Ok(Grab::Idle)));
         assert!(!source.ready());
-        let opened = Opened { format: Format::Mono8, rate_hz: None, encoder: None };
+        let opened =
+            Opened { format: Format::Mono8, rate_hz: None, encoder: None, line_status: None };
         answer.send(Ok((Quiet, opened))).unwrap();
         assert!(matches!(source.grab(PATIENCE), Ok(Grab::Idle)));
         assert!(source.ready());

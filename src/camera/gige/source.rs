@@ -10,7 +10,7 @@ use super::continuity::{Continuity, MOST_MISSING, Step};
 use super::encoder::Unwrap;
 use super::pixels::{self, Format, Layout};
 use super::silence::{Silence, two_periods};
-use super::{Config, Encoder, Trigger, chunks};
+use super::{Config, Encoder, LineStatus, Trigger, chunks};
 use crate::camera::{CameraFault, FrameSource, Grab, Picture};
 use crate::frame::Position;
 
@@ -34,6 +34,7 @@ pub struct Source<C: Camera> {
     held: Option<Taken<C::Payload>>,
     clock: CameraClock,
     encoder: Option<Belt>,
+    lines: Option<(chunks::Place, LineStatus)>,
     software: bool,
 }
 
@@ -84,6 +85,7 @@ impl<C: Camera> Source<C> {
             held: None,
             clock: camera_clock,
             encoder: opened.encoder.zip(config.encoder.as_ref()).map(belt),
+            lines: opened.line_status.zip(config.line_status.clone()),
             software: config.trigger == Trigger::Software,
         }
     }
@@ -141,6 +143,12 @@ impl<C: Camera> Source<C> {
                 Err(reason) => return Grab::Bad { name, reason },
             },
         };
+        if let Some((place, wanted)) = &self.lines {
+            match chunks::number(bytes, place).map(|lines| wanted.wrong(lines)) {
+                Ok(None) => {}
+                Ok(Some(reason)) | Err(reason) => return Grab::Bad { name, reason },
+            }
+        }
         let layout = Layout {
             format: self.format,
             code: frame.format,
@@ -314,7 +322,8 @@ mod tests {
     fn source(config: &str, encoder: Option<chunks::Place>) -> (Fake, Source<Fake>) {
         let config = toml::from_str(&format!("address = '10.0.0.5'\n{config}")).unwrap();
         let camera = Fake::default();
-        let opened = Opened { format: Format::Mono8, rate_hz: Some(100.0), encoder };
+        let opened =
+            Opened { format: Format::Mono8, rate_hz: Some(100.0), encoder, line_status: None };
         (camera.clone(), Source::new(&config, camera, opened))
     }
 
@@ -422,7 +431,8 @@ mod tests {
     #[test]
     fn frames_that_are_taken_late_were_captured_by_the_cameras_clock() {
         let camera = Fake::default();
-        let opened = Opened { format: Format::Mono8, rate_hz: None, encoder: None };
+        let opened =
+            Opened { format: Format::Mono8, rate_hz: None, encoder: None, line_status: None };
         let config = toml::from_str("address = '10.0.0.5'\ntrigger = 'hardware'").unwrap();
         let began = clock();
         camera.0.borrow_mut().sights.push_back((9_000_000_000, began));
@@ -442,6 +452,32 @@ mod tests {
         assert_eq!(captured_ms(), Ok(30));
         assert!(captured_ms().unwrap_err().contains("set back"));
         assert!(captured_ms().is_ok_and(|ms| ms >= 60), "known anew from this frame on");
+    }
+
+    #[test]
+    fn a_picture_taken_while_a_line_was_wrong_is_bad() {
+        let place = chunks::Place { id: 5, offset: 0, length: 4, big_endian: true };
+        let config = "address = '10.0.0.5'\nline_status = { high = [0, 2], low = [1] }";
+        let camera = Fake::default();
+        let line_status = Some(place);
+        let opened = Opened { format: Format::Mono8, rate_hz: None, encoder: None, line_status };
+        let mut source = Source::new(&toml::from_str(config).unwrap(), camera.clone(), opened);
+        let mut grabbed = |id, lines: Option<u32>| {
+            let mut frame = frame(id);
+            for word in lines.iter().flat_map(|&lines| [lines, 5, 4]) {
+                frame.payload.extend(word.to_be_bytes());
+            }
+            camera.0.borrow_mut().frames.push_back(frame);
+            describe(source.grab(PATIENCE))
+        };
+        assert_eq!(grabbed(1, Some(0b1101)), "frame-1 1");
+        for (id, lines, says) in [
+            (2, Some(0b1001), "the camera's line 2 was low and must be high (line_status)"),
+            (3, Some(0b0111), "the camera's line 1 was high and must be low (line_status)"),
+            (4, None, "it came without the chunk 0x5; are ChunkModeActive and ChunkEnable set?"),
+        ] {
+            assert_eq!(grabbed(id, lines), format!("frame-{id} bad: {says}"));
+        }
     }
 
     #[test]

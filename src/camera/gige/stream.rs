@@ -76,11 +76,14 @@ pub fn open(config: &Config) -> Result<(Streaming, Opened), String> {
     let format = camera.get_enum("PixelFormat").map_err(|error| format!("PixelFormat: {error}"))?;
     let format = Format::named(&format)?;
     let rate_hz = (config.trigger == Trigger::Free).then(|| rate_hz(&mut camera)).flatten();
-    let encoder = config.encoder.as_ref().map(|encoder| {
+    let mut place = |key: &str, chunk: &str| {
         let xml = camera.transport_mut().genicam_xml().map_err(|error| error.to_string())?;
-        chunks::place(&String::from_utf8_lossy(&xml), &encoder.chunk)
-    });
-    let opened = Opened { format, rate_hz, encoder: encoder.transpose()? };
+        chunks::place(&String::from_utf8_lossy(&xml), key, chunk)
+    };
+    let encoder = config.encoder.as_ref().map(|set| place("encoder.chunk", &set.chunk));
+    let lines = config.line_status.as_ref().map(|set| place("line_status.chunk", &set.chunk));
+    let (encoder, line_status) = (encoder.transpose()?, lines.transpose()?);
+    let opened = Opened { format, rate_hz, encoder, line_status };
 
     let mut streaming = start(camera, config)?;
     streaming.try_clock(config.address);
