@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The OPC UA server, which the default build does not have: clippy, its own tests, and the wire against asyncua. Not
-# part of the gate, since the server's crates take minutes to build. Where npm is here the names and numbers of
-# OPC 40100-1 are held against the NodeSet that the OPC Foundation publishes (node-opcua-nodesets carries it).
+# The OPC UA server, which the default build does not have: its own tests and the wire against asyncua, as in the
+# gate, and clippy. Where npm is here the names and numbers of OPC 40100-1 are held against the NodeSet that the OPC
+# Foundation publishes (node-opcua-nodesets carries it).
 #
 #   tests/opcua.sh
 set -euo pipefail
