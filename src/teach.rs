@@ -273,6 +273,7 @@ pub fn teach(
         seed: config.seed,
         precision: if int8.is_some() { Precision::Int8 } else { Precision::F32 },
         input: config.input,
+        tiles: config.tiles,
         backbone: backbone_card,
         prototypes: Some(patch_prototypes::Card {
             levels: patch_prototypes::LEVELS.to_vec(),

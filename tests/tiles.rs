@@ -9,7 +9,7 @@ use inspectd::camera::pattern;
 use inspectd::detector::bundle::{self, Bundle};
 use inspectd::detector::input::Input;
 use inspectd::detector::patch_prototypes;
-use inspectd::detector::tiles::{Layout, Tiles};
+use inspectd::detector::tiles::{self, Layout, Tiles};
 use inspectd::frame::Image;
 use inspectd::nn::BackboneSpec;
 use inspectd::nn::engine::{self, Engine};
@@ -77,6 +77,18 @@ fn a_small_defect_that_shrinking_hides_is_found_on_tiles() {
     let layout: Layout = "256:32".parse().unwrap();
     let whole = teach(None);
     let Bundle { card, detector } = teach(Some(layout));
+    // The card says how, and a line that cuts otherwise is refused.
+    assert_eq!((whole.card.tiles, card.tiles), (None, Some(layout)));
+    let line = |text: &str| toml::from_str::<tiles::Config>(text).unwrap();
+    let same = line("size_px = 256\noverlap_px = 32\npicture_px = [1024, 1024]");
+    let other = line("size_px = 512\noverlap_px = 32\npicture_px = [1024, 1024]");
+    assert_eq!(tiles::agreed(card.tiles, Some(&same)).unwrap(), Some(layout));
+    assert_eq!(tiles::agreed(None, Some(&same)).unwrap(), Some(layout));
+    assert_eq!(tiles::agreed(None, None).unwrap(), None);
+    for (camera, says) in [(Some(&other), "tiles of 512:32"), (None, "no [camera.tiles]")] {
+        let error = tiles::agreed(card.tiles, camera).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("tiles of 256:32"), "{error}");
+    }
     let tiles = Bundle { card, detector: Box::new(Tiles::new(layout, detector)) };
 
     let good = picture(100);

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use inspectd::config::Config;
 use inspectd::detector::bundle;
-use inspectd::detector::tiles::Tiles;
+use inspectd::detector::tiles::{self, Tiles};
 use inspectd::nn::engine::Engine;
 
 use super::run::{check_timing, time_inspection, timed_with};
@@ -24,7 +24,9 @@ pub fn run(args: &Args) -> Result<()> {
     for (index, camera) in config.cameras.iter().enumerate() {
         let folder = config.bundle_of(index);
         let bundle = bundle::load(folder, config.queue.batch, &engine)?;
-        let mut detector = Tiles::around(camera.tiles.as_ref(), bundle.detector);
+        let layout = tiles::agreed(bundle.card.tiles, camera.tiles.as_ref())
+            .with_context(|| format!("camera \"{}\", bundle {}", camera.name, folder.display()))?;
+        let mut detector = Tiles::around(layout, bundle.detector);
         let timing = time_inspection(detector.as_mut(), timed_with(camera))?;
         let tiles = camera.tiles.as_ref().map(|tiles| {
             let [width, height] = tiles.picture_px;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use inspectd::dataset::{self, Category, Purpose, split};
 use inspectd::detector::bundle::{self, Bundle};
+use inspectd::detector::tiles::Tiles;
 use inspectd::eval::published::{Choice, published};
 use inspectd::eval::report::{Made, Report, Run, Shared};
 use inspectd::eval::systems::System;
@@ -152,11 +153,16 @@ fn system_on(
         if loaded.as_ref().is_none_or(|(there, _)| *there != folder) {
             // The old one goes first: two may not fit.
             drop(loaded.take());
-            loaded = Some((folder.clone(), bundle::load(&folder, batch, engine)?));
+            let mut bundle = bundle::load(&folder, batch, engine)?;
+            bundle.detector = Tiles::around(bundle.card.tiles, bundle.detector);
+            loaded = Some((folder.clone(), bundle));
         }
         let (_, bundle) = loaded.as_mut().expect("it was just loaded");
         let mut run = one(args, system, bundle, category)
             .with_context(|| format!("{} on {}", folder.display(), category.root.display()))?;
+        if let Some(tiles) = bundle.card.tiles {
+            run.notes.push(format!("pictures were seen in tiles of {tiles} (size:overlap)"));
+        }
         if system.is_one_bundle() && categories.len() > 1 {
             run.notes.push(format!(
                 "the bundle was taught on one kind of part and is used on all {} categories",

@@ -170,7 +170,13 @@ impl<'a> Models<'a> {
         let key = (path, tiles);
         if !self.bundles.contains_key(&key) {
             let bundle::Bundle { card, detector } = bundle::load(&key.0, 1, &self.engine)?;
-            let detector = Tiles::around(key.1.as_ref(), detector);
+            // Parts of a camera that is gone are cut as the bundle wants it.
+            let layout = match at {
+                Some(_) => tiles::agreed(card.tiles, key.1.as_ref())
+                    .with_context(|| format!("camera \"{camera}\", bundle {}", key.0.display()))?,
+                None => card.tiles,
+            };
+            let detector = Tiles::around(layout, detector);
             self.bundles.insert(key.clone(), bundle::Bundle { card, detector });
         }
         let bundle = self.bundles.get_mut(&key).context("a bundle just loaded")?;

@@ -15,7 +15,7 @@ use inspectd::camera::line_scan::{self, LineScan};
 use inspectd::config::{self, Config};
 use inspectd::detector::Detector;
 use inspectd::detector::bundle::{self, Card};
-use inspectd::detector::tiles::Tiles;
+use inspectd::detector::tiles::{self, Tiles};
 use inspectd::frame::Image;
 use inspectd::journal;
 use inspectd::ledger::Ledger;
@@ -334,9 +334,12 @@ fn load_bundles(config: &Config) -> Result<Loaded> {
                     bundle.card.system,
                     bundle.card.threshold.score
                 );
+                let layout = tiles::agreed(bundle.card.tiles, tiles).with_context(|| {
+                    format!("camera \"{}\", bundle {}", camera.name, folder.display())
+                })?;
                 known.push((folder, tiles));
                 loaded.cards.push(bundle.card);
-                loaded.detectors.push(Tiles::around(tiles, bundle.detector));
+                loaded.detectors.push(Tiles::around(layout, bundle.detector));
                 loaded.pictures.push(timed_with(camera));
                 known.len() - 1
             }

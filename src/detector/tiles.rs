@@ -20,11 +20,12 @@
 //!
 //! Letters: H × W the picture's map, h × w a tile's.
 
+use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use image::{GrayImage, RgbImage};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{AnomalyMap, Detection, Detector};
 use crate::frame::Image;
@@ -43,7 +44,8 @@ pub struct Config {
 }
 
 /// How pictures are cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Layout {
     /// As in [`Config`].
     pub size_px: u32,
@@ -147,6 +149,32 @@ impl Layout {
     }
 }
 
+/// How a camera's pictures are cut for a bundle that was `taught` on tiles, or was not.
+///
+/// # Errors
+/// It was taught on other tiles than the camera's, or on tiles where the camera has none: its threshold
+/// would mean nothing.
+pub fn agreed(taught: Option<Layout>, camera: Option<&Config>) -> Result<Option<Layout>> {
+    let own = camera.map(Config::layout);
+    match taught {
+        Some(taught) if own != Some(taught) => bail!(
+            "the bundle was taught on tiles of {taught} (size:overlap), but the camera has {}: set \
+             [camera.tiles] size_px = {}, overlap_px = {}, or teach anew",
+            own.map_or("no [camera.tiles]".to_owned(), |own| format!("tiles of {own}")),
+            taught.size_px,
+            taught.overlap_px
+        ),
+        _ => Ok(own),
+    }
+}
+
+impl fmt::Display for Layout {
+    /// `SIZE:OVERLAP`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.size_px, self.overlap_px)
+    }
+}
+
 impl FromStr for Layout {
     type Err = anyhow::Error;
 
@@ -188,9 +216,9 @@ impl Tiles {
     }
 
     /// `detector` itself where there are no tiles.
-    pub fn around(config: Option<&Config>, detector: Box<dyn Detector>) -> Box<dyn Detector> {
-        match config {
-            Some(config) => Box::new(Tiles::new(config.layout(), detector)),
+    pub fn around(layout: Option<Layout>, detector: Box<dyn Detector>) -> Box<dyn Detector> {
+        match layout {
+            Some(layout) => Box::new(Tiles::new(layout, detector)),
             None => detector,
         }
     }

@@ -89,6 +89,7 @@ pub fn finish(
         seed: origin.seed,
         precision: Precision::F32,
         input: origin.input,
+        tiles: None,
         backbone: origin.backbone.clone(),
         prototypes: None,
         destseg: None,

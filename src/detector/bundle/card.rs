@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{EXPECTED, System, Units, VERSION, WEIGHTS, picture_name};
 use crate::detector::input::Input;
-use crate::detector::{destseg, mlff, ntsnet, patch_prototypes, prn};
+use crate::detector::{destseg, mlff, ntsnet, patch_prototypes, prn, tiles};
 use crate::nn::plan::{Precision, Quantization};
 
 /// `model.toml`: where the model comes from and what it promises.
@@ -26,6 +26,9 @@ pub struct Card {
     #[serde(default, skip_serializing_if = "is_f32")]
     pub precision: Precision,
     pub input: Input,
+    /// The tiles of pictures that it was taught on; none where it was taught on whole ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiles: Option<tiles::Layout>,
     /// What features come from; the teacher of a system that has one.
     pub backbone: BackboneCard,
     /// One of these, the system's own.
