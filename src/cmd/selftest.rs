@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let figures = selftest::run(&settings, &mut |line| println!("{line}"))?;
     print(&figures);
-    println!("\nthe daemon's log   {}", args.out.join("daemon.log").display());
+    println!("\nthe daemon's log     {}", args.out.join("daemon.log").display());
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&figures).context("the figures as JSON")?;
         fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
@@ -87,28 +87,28 @@ fn faults(words: &[String]) -> Result<Vec<Fault>> {
 fn print(figures: &Figures) {
     let Figures { gate, latency_ms, rss_mib, .. } = figures;
     println!("\nparts              {} in {:.0} s", figures.parts, figures.seconds);
-    println!("  good, passed     {}", gate.good_passed);
-    println!("  good, rejected   {} at faults", gate.good_rejected_at_faults);
-    println!("                   {} otherwise", gate.good_rejected_otherwise);
-    println!("  defects          {} rejected", gate.defects_rejected);
-    println!("  not inspected    {} rejected", gate.uninspected_rejected);
+    println!("  good, passed       {}", gate.good_passed);
+    println!("  good, rejected     {} at faults", gate.good_rejected_at_faults);
+    println!("                     {} otherwise", gate.good_rejected_otherwise);
+    println!("  defects            {} rejected", gate.defects_rejected);
+    println!("  not inspected      {} rejected", gate.uninspected_rejected);
     println!("faults");
     for (fault, times) in &figures.faults {
-        println!("  {fault:<17}{times}");
+        println!("  {fault:<19}{times}");
     }
     println!(
-        "results            {} read by the PLC, {} overrun",
+        "results              {} read by the PLC, {} overrun",
         figures.results_read, figures.results_overrun
     );
     println!(
-        "latency            p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms, most {:.1} ms",
+        "latency              p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms, most {:.1} ms",
         latency_ms.p50, latency_ms.p99, latency_ms.p999, latency_ms.max
     );
     println!(
-        "memory             {:.1} MiB at the start, {:.1} MiB at the end; {} starts",
+        "memory               {:.1} MiB at the start, {:.1} MiB at the end; {} starts",
         rss_mib.start, rss_mib.end, figures.daemon_starts
     );
-    println!("violations         {}", figures.violations);
+    println!("violations           {}", figures.violations);
     for broken in figures.broken.iter().take(20) {
         println!("  {broken}");
     }
