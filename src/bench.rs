@@ -2,6 +2,7 @@
 //! peak that its arithmetic units can reach. Figures are printed with the machine they were taken
 //! on; nothing is judged by them.
 
+pub mod card;
 pub mod histogram;
 pub mod line;
 pub mod metrics;

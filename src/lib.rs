@@ -12,6 +12,7 @@
 pub mod archive;
 pub mod camera;
 pub mod config;
+pub mod cuda;
 pub mod detector;
 pub mod frame;
 pub mod journal;

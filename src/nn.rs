@@ -6,6 +6,7 @@ pub mod compact;
 pub mod cot;
 pub mod destseg;
 pub mod engine;
+pub mod folding;
 pub mod fusion;
 pub mod graph;
 pub mod layers;

@@ -161,7 +161,7 @@ fn check_detector() {
         Image::Rgb(RgbImage::from_fn(150, 100, |x, y| Rgb([x as u8, y as u8, (x * y) as u8]))),
     ];
     for threads in [1, 2] {
-        let engine = engine::Config { threads: Some(threads), pin: false };
+        let engine = engine::Config { threads: Some(threads), ..Default::default() };
         let engine = Engine::new(&engine).unwrap();
         let features = PatchFeatures::new(input, &backbone, &engine).unwrap();
         let prototypes = random(20 * features.dims(), 6);

@@ -59,7 +59,7 @@ fn goods(count: usize) -> Vec<Good> {
 }
 
 fn engine() -> Engine {
-    Engine::new(&engine::Config { threads: Some(2), pin: false }).unwrap()
+    Engine::new(&engine::Config { threads: Some(2), ..Default::default() }).unwrap()
 }
 
 fn teach(config: &Config, goods: Vec<Good>) -> anyhow::Result<Taught> {

@@ -43,7 +43,7 @@ fn picture(index: u64) -> RgbImage {
 }
 
 fn engine() -> Engine {
-    Engine::new(&engine::Config { threads: Some(2), pin: false }).unwrap()
+    Engine::new(&engine::Config { threads: Some(2), ..Default::default() }).unwrap()
 }
 
 /// On eight good pictures.

@@ -44,7 +44,7 @@ fn goods(root: &Path, count: u64) -> Vec<PathBuf> {
 }
 
 fn engine() -> Engine {
-    Engine::new(&engine::Config { threads: Some(2), pin: false }).unwrap()
+    Engine::new(&engine::Config { threads: Some(2), ..Default::default() }).unwrap()
 }
 
 fn pictures(paths: &[PathBuf]) -> Arc<Pictures> {

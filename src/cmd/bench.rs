@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use inspectd::bench::nets::Net;
 use inspectd::bench::samples::milliseconds;
 use inspectd::bench::{Samples, peak, samples};
+use inspectd::nn::engine::Device;
 use inspectd::nn::graph::Graph;
 use inspectd::nn::plan::{Calibrator, Plan, Precision};
 use inspectd::nn::weights::Weights;
@@ -24,6 +25,8 @@ use jobs::{Bench, Job};
 
 use super::machine;
 
+#[cfg(feature = "cuda")]
+pub mod card;
 mod jobs;
 
 /// Time networks, layers, the search and the whole way of a picture on this machine
@@ -43,6 +46,9 @@ pub struct Args {
     /// Threads of an inference; again for more
     #[arg(long, default_values_t = [1, 2])]
     threads: Vec<usize>,
+    /// Try and time a card instead: cuda:N or auto
+    #[arg(long)]
+    device: Option<Device>,
     /// Weights (safetensors or zip .pth); random ones where none are named
     #[arg(long)]
     weights: Option<PathBuf>,
@@ -100,6 +106,9 @@ pub fn run(args: &Args) -> Result<()> {
     for batch in &args.batch {
         ensure!((1..=64).contains(batch), "batch = {batch}: must be from 1 to 64");
     }
+    if let Some(device) = args.device.filter(|device| *device != Device::Cpu) {
+        return write(args, &on_card(args, device)?);
+    }
     let (nets, other_jobs) = jobs::told_apart(&args.net)?;
     let named: Vec<Precision> =
         args.precision.iter().map(|word| word.parse()).collect::<Result<_>>()?;
@@ -142,11 +151,25 @@ pub fn run(args: &Args) -> Result<()> {
     if other_jobs.contains(&Job::Line) {
         all.extend(bench.line()?);
     }
+    write(args, &all)
+}
+
+fn write(args: &Args, all: &[Figures]) -> Result<()> {
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&all)? + "\n";
+        let text = serde_json::to_string_pretty(all)? + "\n";
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
+}
+
+#[cfg(feature = "cuda")]
+fn on_card(args: &Args, device: Device) -> Result<Vec<Figures>> {
+    card::run(args, device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_card(_: &Args, device: Device) -> Result<Vec<Figures>> {
+    anyhow::bail!("--device {device}: this inspectd was built without the feature cuda")
 }
 
 fn time(

@@ -20,6 +20,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let config = Config::read(&args.config)?;
     let engine = Engine::new(&config.inference)?;
+    println!("inference on {}", engine.place());
     let mut inspections = Vec::new();
     for (index, camera) in config.cameras.iter().enumerate() {
         let folder = config.bundle_of(index);

@@ -15,7 +15,7 @@ use inspectd::eval::report::{Made, Report, Run, Shared};
 use inspectd::eval::systems::System;
 use inspectd::eval::{Resolution, Settings, evaluate, gallery, sheet};
 use inspectd::metrics::bootstrap::Bootstrap;
-use inspectd::nn::engine::{self, Engine};
+use inspectd::nn::engine::{self, Device, Engine};
 use inspectd::picture;
 
 use super::machine;
@@ -69,6 +69,9 @@ pub struct Args {
     /// Threads of an inference [default: all CPUs]
     #[arg(long)]
     threads: Option<usize>,
+    /// What computes: cpu, cuda:N or auto [default: cpu]
+    #[arg(long)]
+    device: Option<Device>,
     /// Bits a sample that 16-bit files really carry: 10 or 12 for many cameras
     #[arg(long, value_name = "BITS", default_value_t = 16)]
     significant_bits: u32,
@@ -78,6 +81,10 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(shots) = &args.few_shot.few_shot {
+        ensure!(
+            args.device.is_none_or(|device| device == Device::Cpu),
+            "--few-shot teaches, which is done on the CPU: leave --device out"
+        );
         return few_shot::run(args, shots);
     }
     let categories = categories(&args.data)?;
@@ -94,7 +101,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         args.sheet.is_none() || count == 1,
         "--sheet shows one bundle on one category, and these are {count} runs; --html shows all"
     );
-    let engine = Engine::new(&engine::Config { threads: args.threads, pin: false })?;
+    let engine = Engine::new(&engine::Config {
+        threads: args.threads,
+        device: args.device.unwrap_or_default(),
+        ..Default::default()
+    })?;
     let mut runs = Vec::with_capacity(count);
     for system in &systems {
         runs.extend(system_on(args, system, &categories, &engine)?);
@@ -104,7 +115,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         settings: Shared {
             inspectd: env!("CARGO_PKG_VERSION").to_owned(),
             revision: option_env!("INSPECTD_REVISION").unwrap_or("unknown").to_owned(),
-            cpu: machine::cpu_model(),
+            cpu: match &engine.gpus {
+                Some(gpus) => format!("{}, {}", machine::cpu_model(), gpus.about()),
+                None => machine::cpu_model(),
+            },
             threads: engine.team.threads(),
             batch: usize::from(args.batch),
             resolution: args.resolution,

@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
     let goods = goods(args)?;
     println!("{} good parts for the thresholds", goods.len());
 
-    let engine = Engine::new(&engine::Config { threads: args.threads, pin: false })?;
+    let engine = Engine::new(&engine::Config { threads: args.threads, ..Default::default() })?;
     let origin = Origin {
         system: System::DeStSeg(destseg::Card { variant, top: args.top }),
         input,

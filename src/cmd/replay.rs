@@ -10,7 +10,7 @@ use inspectd::camera::folder;
 use inspectd::config::Config;
 use inspectd::detector::bundle;
 use inspectd::detector::tiles::{self, Tiles};
-use inspectd::nn::engine::{self, Engine};
+use inspectd::nn::engine::{self, Device, Engine};
 use inspectd::output::Recorded;
 use inspectd::picture::{self as pictures, overlay, sheet};
 use inspectd::replay::{ARCHIVED_BITS, Candidate, Change, Now, Replayed, picture};
@@ -56,6 +56,9 @@ pub struct Args {
     /// Threads [default: all CPUs]
     #[arg(long)]
     threads: Option<usize>,
+    /// What computes: cpu, cuda:N or auto [default: the config's, else cpu]
+    #[arg(long)]
+    device: Option<Device>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -150,7 +153,12 @@ struct Models<'a> {
 
 impl<'a> Models<'a> {
     fn new(args: &'a Args, config: Option<&'a Config>) -> Result<Models<'a>> {
-        let engine = Engine::new(&engine::Config { threads: args.threads, pin: false })?;
+        let own = config.map(|config| config.inference.device);
+        let engine = Engine::new(&engine::Config {
+            threads: args.threads,
+            device: args.device.or(own).unwrap_or_default(),
+            ..Default::default()
+        })?;
         Ok(Models { args, config, engine, bundles: BTreeMap::new(), judges: BTreeMap::new() })
     }
 

@@ -1,7 +1,7 @@
 //! `inspectd run`: the daemon.
 
 use std::panic;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -19,7 +19,7 @@ use inspectd::detector::tiles::{self, Tiles};
 use inspectd::frame::Image;
 use inspectd::journal;
 use inspectd::ledger::Ledger;
-use inspectd::nn::engine::Engine;
+use inspectd::nn::engine::{Device, Engine};
 use inspectd::output::ethernet_ip::EthernetIp;
 use inspectd::output::gate::{self, GateOutput};
 use inspectd::output::log::LogOutput;
@@ -47,6 +47,17 @@ const STALLED_AFTER: Duration = Duration::from_secs(3);
 pub struct Args {
     #[arg(long, default_value = "config.toml")]
     config: PathBuf,
+    /// What computes: cpu, cuda:N or auto [default: the config's]
+    #[arg(long)]
+    device: Option<Device>,
+}
+
+impl Args {
+    fn read(&self) -> Result<Config> {
+        let mut config = Config::read(&self.config)?;
+        config.inference.device = self.device.unwrap_or(config.inference.device);
+        Ok(config)
+    }
 }
 
 pub fn run(args: &Args, level: LevelFilter) -> Result<()> {
@@ -69,14 +80,14 @@ pub fn run(args: &Args, level: LevelFilter) -> Result<()> {
 
 fn run_line(args: &Args) -> Result<Report> {
     let signals = Signals::register()?;
-    let config = Config::read(&args.config)?;
+    let config = args.read()?;
     log::info!(
         "starting line={} version={} config={}",
         config.line.name,
         env!("CARGO_PKG_VERSION"),
         args.config.display()
     );
-    Line::assemble(config, Vec::new())?.run(&signals, Some(&args.config))
+    Line::assemble(config, Vec::new())?.run(&signals, Some(args))
 }
 
 /// What the outside asks of the daemon.
@@ -215,7 +226,7 @@ impl Line {
     }
 
     /// Runs until a signal or the end of all sources; `reload_from` is re-read on SIGHUP.
-    pub fn run(self, signals: &Signals, reload_from: Option<&Path>) -> Result<Report> {
+    pub fn run(self, signals: &Signals, reload_from: Option<&Args>) -> Result<Report> {
         let Line { mut config, cards, card_of, inspect, parts } = self;
         let running = pipeline::start(parts)?;
         notify(&[NotifyState::Ready]);
@@ -240,9 +251,9 @@ impl Line {
                 }
             }
             if signals.reload.swap(false, Ordering::Relaxed)
-                && let Some(path) = reload_from
+                && let Some(args) = reload_from
             {
-                reload(path, &mut config, &running, |fresh| {
+                reload(args, &mut config, &running, |fresh| {
                     check_timing(fresh, &inspect)?;
                     Ok(tunings(fresh, &cards, &card_of))
                 });
@@ -314,6 +325,9 @@ struct Loaded {
 fn load_bundles(config: &Config) -> Result<Loaded> {
     let engine = Engine::new(&config.inference)?;
     log::info!("inference threads={} simd={}", engine.team.threads(), engine.isa.word());
+    if let Some(gpus) = &engine.gpus {
+        log::info!("inference device=\"{}\"", gpus.about());
+    }
     let mut known = Vec::new();
     let mut loaded = Loaded {
         cards: Vec::new(),
@@ -419,7 +433,7 @@ fn tunings(config: &Config, cards: &[Card], card_of: &[usize]) -> Vec<Tuning> {
 
 /// Takes over limits and deadlines. A file that is wrong changes nothing.
 fn reload(
-    path: &Path,
+    args: &Args,
     config: &mut Config,
     running: &Running,
     tune: impl FnOnce(&Config) -> Result<Vec<Tuning>>,
@@ -427,7 +441,7 @@ fn reload(
     if let Ok(usec) = NotifyState::monotonic_usec_now() {
         notify(&[NotifyState::Reloading, usec]);
     }
-    let fresh = Config::read(path).and_then(|fresh| {
+    let fresh = args.read().and_then(|fresh| {
         ensure!(
             fresh.same_but_for_limits(config),
             "something other than limits and deadlines differs from the running line; that needs \
@@ -439,7 +453,7 @@ fn reload(
     match fresh {
         Ok(fresh) => {
             *config = fresh;
-            log::info!("reloaded config=\"{}\"", path.display());
+            log::info!("reloaded config=\"{}\"", args.config.display());
         }
         Err(error) => log::error!(
             "reload_failed kept=old reason=\"{}\"",

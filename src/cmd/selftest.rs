@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use inspectd::nn::engine::Device;
 use inspectd::selftest::{self, Fault, Figures, Settings};
 
 use super::scratch::fresh_folder;
@@ -28,6 +29,9 @@ pub struct Args {
     pause: f64,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Try a card instead, cuda:N or auto: every kernel and network against the CPU.
+    #[arg(long)]
+    device: Option<Device>,
     /// Where bundle, config, ledger and the daemon's log go; replaced at each selftest.
     #[arg(long, default_value = "inspectd-selftest")]
     out: PathBuf,
@@ -37,6 +41,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if let Some(device) = args.device.filter(|device| *device != Device::Cpu) {
+        return try_card(device);
+    }
     ensure!(
         (1.0..=1e6).contains(&args.seconds),
         "--seconds {} is not in 1..=1000000",
@@ -62,6 +69,17 @@ pub fn run(args: &Args) -> Result<()> {
     }
     ensure!(figures.violations == 0, "the promise was broken {} times", figures.violations);
     Ok(())
+}
+
+#[cfg(feature = "cuda")]
+fn try_card(device: Device) -> Result<()> {
+    use super::bench::card;
+    card::try_card(&card::open(device)?)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn try_card(device: Device) -> Result<()> {
+    anyhow::bail!("--device {device}: this inspectd was built without the feature cuda")
 }
 
 fn faults(words: &[String]) -> Result<Vec<Fault>> {

@@ -142,7 +142,7 @@ pub fn run(args: &Args) -> Result<()> {
     let plan = config.plan(goods, &loaded)?;
     check_memory(&plan, args.max_memory_gib)?;
 
-    let engine = Engine::new(&engine::Config { threads: args.threads, pin: false })?;
+    let engine = Engine::new(&engine::Config { threads: args.threads, ..Default::default() })?;
     let mut bars = Bars::default();
     let taught = teach::teach(&config, plan, loaded, &engine, &mut |step, done, total| {
         bars.show(step, done, total);

@@ -125,7 +125,7 @@ pub fn run(args: &Args) -> Result<()> {
     input.check()?;
     args.system.check(args, input)?;
     let backbone = args.system.backbone(&args.backbone)?;
-    let engine = Engine::new(&engine::Config { threads: args.threads, pin: false })?;
+    let engine = Engine::new(&engine::Config { threads: args.threads, ..Default::default() })?;
     let source = Arc::new(Source::open(args.source.as_deref())?);
 
     let (taught, held_out) = split(&category, args);

@@ -86,9 +86,9 @@ impl DeStSeg {
         self.network.run(image)?;
         let team = self.network.engine().team.clone();
         let Work { level, product, at_level, top } = &mut self.work;
-        self.network.read(0, product);
+        self.network.read(0, product)?;
         for (i, upsample) in self.to_level.iter_mut().enumerate() {
-            self.network.read(i + 1, level);
+            self.network.read(i + 1, level)?;
             at_level.resize(product.len(), 0.0);
             upsample.run(&team, level, at_level);
             product.iter_mut().zip(at_level.iter()).for_each(|(product, level)| *product *= level);

@@ -16,7 +16,6 @@ use crate::nn::engine::Engine;
 use crate::nn::mlff::Variant;
 use crate::nn::weights::Weights;
 use crate::ops::smooth_upsample::SmoothUpsample;
-use crate::ops::squared_norm::squared_norm;
 
 /// The word for this system in a card.
 pub const SYSTEM: &str = "mlff";
@@ -73,16 +72,15 @@ impl Mlff {
 
     fn judge(&mut self, image: &Image) -> Result<Detection> {
         self.network.run(image)?;
-        let engine = self.network.engine();
         if self.has_head {
-            self.network.read(0, &mut self.places);
+            self.network.read(0, &mut self.places)?;
         } else {
-            squared_norm(&engine.team, engine.isa, self.network.output(0), &mut self.places);
+            self.network.read_squared_norm(0, &mut self.places)?;
             self.places.iter_mut().for_each(|norm| *norm = radius(f64::from(*norm)) as f32);
         }
         let Input { width, height } = self.input;
         let mut scores = vec![0.0; width * height];
-        self.to_picture.run(&engine.team, &self.places, &mut scores);
+        self.to_picture.run(&self.network.engine().team, &self.places, &mut scores);
         let score = top_mean(&scores, 1, &mut self.work)?;
         Ok(Detection { score, map: AnomalyMap { width, height, scores } })
     }
@@ -111,7 +109,8 @@ mod tests {
 
     #[test]
     fn maps_are_the_networks_scores_or_distances_at_the_pictures_size() {
-        let engine = Engine::new(&engine::Config { threads: Some(2), pin: false }).unwrap();
+        let engine =
+            Engine::new(&engine::Config { threads: Some(2), ..Default::default() }).unwrap();
         let picture = image::RgbImage::from_fn(64, 64, |x, y| {
             image::Rgb([(x * 3) as u8, (y * 3) as u8, ((x * y) % 251) as u8])
         });
@@ -148,7 +147,8 @@ mod tests {
 
     #[test]
     fn a_size_that_the_network_cannot_take_is_named() {
-        let engine = Engine::new(&engine::Config { threads: Some(1), pin: false }).unwrap();
+        let engine =
+            Engine::new(&engine::Config { threads: Some(1), ..Default::default() }).unwrap();
         let network = Variant { encoder: Encoder::Resnet18, ..Variant::default() };
         let graph = network.graph(64, 64);
         let weights = graph.random_weights(&mut ChaCha8Rng::seed_from_u64(4)).unwrap();

@@ -3,24 +3,31 @@
 use anyhow::{Result, ensure};
 
 use super::input::{Input, MEAN, STD, pixels};
+use crate::cuda::detectors::Maps;
 use crate::frame::Image;
 use crate::nn::engine::Engine;
 use crate::nn::graph::Graph;
 use crate::nn::plan::Plan;
 use crate::nn::weights::Weights;
-use crate::ops::feature_map::FeatureMap;
 use crate::ops::pixels::PixelsIn;
+use crate::ops::squared_norm::squared_norm;
 
 /// A network ready for the line, picture by picture.
 pub struct Network {
     engine: Engine,
-    pixels: PixelsIn,
-    plan: Plan,
+    place: Place,
+}
+
+/// Where it runs.
+enum Place {
+    Cpu { pixels: Box<PixelsIn>, plan: Box<Plan> },
+    Card(Box<dyn Maps>),
 }
 
 impl Network {
     /// # Errors
-    /// An input size that can't be; a tensor that is missing, of another shape or not finite.
+    /// An input size that can't be; a tensor that is missing, of another shape or not finite; what
+    /// the card says, where there is one.
     pub fn new(
         graph: impl FnOnce(usize, usize) -> Graph,
         input: Input,
@@ -29,9 +36,15 @@ impl Network {
     ) -> Result<Network> {
         input.check()?;
         let graph = graph(input.height, input.width);
-        let plan = Plan::new(&graph, weights, 1, engine.isa, engine.team.clone())?;
-        let pixels = PixelsIn::new(plan.planes(), MEAN, STD);
-        Ok(Network { engine: engine.clone(), pixels, plan })
+        let place = match &engine.gpus {
+            Some(gpus) => Place::Card(gpus.network(&graph, weights)?),
+            None => {
+                let plan = Plan::new(&graph, weights, 1, engine.isa, engine.team.clone())?;
+                let pixels = Box::new(PixelsIn::new(plan.planes(), MEAN, STD));
+                Place::Cpu { pixels, plan: Box::new(plan) }
+            }
+        };
+        Ok(Network { engine: engine.clone(), place })
     }
 
     pub fn engine(&self) -> &Engine {
@@ -40,34 +53,73 @@ impl Network {
 
     /// How many maps it makes, and the height and width of each.
     pub fn sizes(&self) -> Vec<(usize, usize)> {
-        let size = |i: usize| {
-            let shape = self.plan.output(i).shape();
-            (shape.height, shape.width)
-        };
-        (0..self.plan.outputs()).map(size).collect()
+        match &self.place {
+            Place::Cpu { plan, .. } => {
+                let size = |i: usize| {
+                    let shape = plan.output(i).shape();
+                    (shape.height, shape.width)
+                };
+                (0..plan.outputs()).map(size).collect()
+            }
+            Place::Card(maps) => maps.shapes().iter().map(|&[_, h, w]| (h, w)).collect(),
+        }
     }
 
     /// # Errors
-    /// A picture without pixels.
+    /// A picture without pixels; what the card says.
     pub fn run(&mut self, image: &Image) -> Result<()> {
-        let Engine { isa, team } = &self.engine;
-        self.pixels.run(team, *isa, &[pixels(image)?], self.plan.pixels());
-        self.plan.run()
-    }
-
-    /// What the last run made of the graph's output `index`.
-    pub fn output(&self, index: usize) -> FeatureMap<'_> {
-        self.plan.output(index)
+        match &mut self.place {
+            Place::Cpu { pixels: pixels_in, plan } => {
+                let Engine { isa, team, .. } = &self.engine;
+                pixels_in.run(team, *isa, &[pixels(image)?], plan.pixels());
+                plan.run()
+            }
+            Place::Card(maps) => maps.run(&pixels(image)?),
+        }
     }
 
     /// Map `index` of the last run into `map`, rows from the top.
-    pub fn read(&self, index: usize, map: &mut Vec<f32>) {
-        let from = self.plan.output(index);
-        let shape = from.shape();
-        map.clear();
-        for y in 0..shape.height {
-            map.extend((0..shape.width).map(|x| from.get(0, 0, y, x)));
+    ///
+    /// # Errors
+    /// What the card says, the run being the reason.
+    pub fn read(&mut self, index: usize, map: &mut Vec<f32>) -> Result<()> {
+        match &mut self.place {
+            Place::Cpu { plan, .. } => {
+                let from = plan.output(index);
+                let shape = from.shape();
+                map.clear();
+                for y in 0..shape.height {
+                    map.extend((0..shape.width).map(|x| from.get(0, 0, y, x)));
+                }
+                Ok(())
+            }
+            Place::Card(maps) => {
+                *map = maps.read(index)?;
+                Ok(())
+            }
         }
+    }
+
+    /// Σ_c x² at each place of the last run's output `index`, which has many channels.
+    ///
+    /// # Errors
+    /// What the card says, the run being the reason.
+    ///
+    /// # Panics
+    /// If `norms` is not as long as there are places.
+    pub fn read_squared_norm(&mut self, index: usize, norms: &mut [f32]) -> Result<()> {
+        match &mut self.place {
+            Place::Cpu { plan, .. } => {
+                squared_norm(&self.engine.team, self.engine.isa, plan.output(index), norms);
+            }
+            Place::Card(maps) => {
+                norms.fill(0.0);
+                for plane in maps.read(index)?.chunks_exact(norms.len()) {
+                    norms.iter_mut().zip(plane).for_each(|(norm, x)| *norm += x * x);
+                }
+            }
+        }
+        Ok(())
     }
 }
 

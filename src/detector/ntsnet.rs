@@ -163,7 +163,7 @@ impl NtsNet {
     fn judge(&mut self, image: &Image) -> Result<Detection> {
         self.network.run(image)?;
         for (i, level) in self.levels.iter_mut().enumerate() {
-            self.network.read(i, level);
+            self.network.read(i, level)?;
         }
         let team = &self.network.engine().team;
         let scores = self.maps.fuse(team, &mut self.levels);
@@ -189,7 +189,8 @@ mod tests {
     #[test]
     fn fused_maps_are_the_vectors() {
         let Some(vector) = Vector::open("ntsnet_loss_maps") else { return };
-        let engine = Engine::new(&engine::Config { threads: Some(1), pin: false }).unwrap();
+        let engine =
+            Engine::new(&engine::Config { threads: Some(1), ..Default::default() }).unwrap();
         struct Case {
             name: &'static str,
             fusion: Fusion,

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::bundle;
 use super::input::{Input, MEAN, STD};
 use super::{AnomalyMap, Detection, Detector};
+use crate::cuda::detectors::{Patches, Search};
 use crate::frame::Image;
 use crate::nn::engine::Engine;
 use crate::nn::graph::Graph;
@@ -81,6 +82,8 @@ pub struct PatchFeatures {
     /// Levels 2 and 3 of one picture.
     plan: Plan,
     rows: PatchRows,
+    /// What a card needs to do the same, where there is one.
+    for_card: Option<(Graph, Weights)>,
 }
 
 /// A frozen backbone, and its tensors where a bundle has to carry them.
@@ -97,6 +100,8 @@ pub struct PatchPrototypes {
     /// N · b indices: the b prototypes nearest to each, itself first.
     neighbours: Vec<u32>,
     map: SmoothUpsample,
+    /// What does all of it, where there is a card.
+    card: Option<Box<dyn Patches>>,
     work: Work,
 }
 
@@ -126,19 +131,26 @@ impl PatchFeatures {
     pub fn new(input: Input, backbone: &Backbone, engine: &Engine) -> Result<PatchFeatures> {
         let graph = graph(input, backbone)?;
         let plan = Plan::new(&graph, backbone.weights(), 1, engine.isa, engine.team.clone())?;
-        Self::of(plan, input, backbone, engine)
+        let features = Self::of(plan, input, backbone, engine)?;
+        let for_card = engine.gpus.is_some().then(|| (graph, backbone.weights().clone()));
+        Ok(PatchFeatures { for_card, ..features })
     }
 
     /// As [`PatchFeatures::new`], with the convolutions in int8 that `scales` name.
     ///
     /// # Errors
-    /// Scales of another backbone.
+    /// Scales of another backbone; an engine with a card, which has no int8.
     pub fn quantized(
         input: Input,
         backbone: &Backbone,
         scales: &Quantization,
         engine: &Engine,
     ) -> Result<PatchFeatures> {
+        ensure!(
+            engine.gpus.is_none(),
+            "this model computes in int8, which is for the CPU: device = \"cpu\", or teach it with \
+             --precision f32"
+        );
         let (graph, weights) = (graph(input, backbone)?, backbone.weights());
         let plan = Plan::quantized(&graph, weights, scales, 1, engine.isa, engine.team.clone())?;
         Self::of(plan, input, backbone, engine)
@@ -156,6 +168,7 @@ impl PatchFeatures {
             pixels: PixelsIn::new(plan.planes(), MEAN, STD),
             rows: PatchRows::new(size(0), size(1), engine.team.threads()),
             plan,
+            for_card: None,
             engine: engine.clone(),
         })
     }
@@ -223,7 +236,7 @@ pub fn calibrate(
     images: &[Image],
 ) -> Result<Quantization> {
     let graph = graph(input, backbone)?;
-    let Engine { isa, team } = engine;
+    let Engine { isa, team, .. } = engine;
     let mut calibrator = Calibrator::new(&graph, backbone.weights(), *isa, team.clone())?;
     let mut pixels = PixelsIn::new(calibrator.planes(), MEAN, STD);
     for image in images {
@@ -261,7 +274,19 @@ impl PatchPrototypes {
         let Input { width, height } = features.input;
         let (from, to) = (features.grid(), (height, width));
         let map = SmoothUpsample::new(*isa, team.threads(), from, to, SIGMA_PX);
-        Ok(PatchPrototypes { features, bank, neighbours, map, work: Work::default() })
+        let card = match (&features.engine.gpus, &features.for_card) {
+            (Some(gpus), Some((graph, weights))) => {
+                let search = Search {
+                    input: features.input,
+                    bank: &bank,
+                    neighbours: &neighbours,
+                    sigma_px: SIGMA_PX,
+                };
+                Some(gpus.patches(graph, weights, &search)?)
+            }
+            _ => None,
+        };
+        Ok(PatchPrototypes { features, bank, neighbours, map, card, work: Work::default() })
     }
 
     /// From the tensors of a bundle: `prototypes` [N, D] and, for a user's backbone, its tensors
@@ -321,6 +346,29 @@ impl PatchPrototypes {
         self.features
     }
 
+    /// Score and map of one picture, by the card where there is one.
+    fn inspect(&mut self, image: &Image) -> Result<Detection> {
+        let Some(card) = &mut self.card else {
+            let mut features = std::mem::take(&mut self.work.features);
+            features.resize(self.features.len(), 0.0);
+            let detection = self
+                .features
+                .extract_into(image, &mut features)
+                .and_then(|()| self.judge(&features));
+            self.work.features = features;
+            return detection;
+        };
+        let pixels = super::input::pixels(image)?;
+        let Input { width, height } = self.features.input;
+        let mut scores = vec![0.0; width * height];
+        let score = card.run(&pixels, &mut scores)?;
+        ensure!(
+            score.is_finite() && scores.iter().all(|score| score.is_finite()),
+            "a patch distance is not finite"
+        );
+        Ok(Detection { score, map: AnomalyMap { width, height, scores } })
+    }
+
     /// Score and map of one picture with `features` [P, D]. Nothing is allocated but the map.
     fn judge(&mut self, features: &[f32]) -> Result<Detection> {
         let (rows, columns) = self.features.grid();
@@ -363,24 +411,7 @@ fn weight(bank: &PrototypeBank, neighbours: &[u32], patch: &[f32], nearest: Near
 impl Detector for PatchPrototypes {
     fn detect(&mut self, images: &[&Image]) -> Result<Vec<Detection>> {
         ensure!(!images.is_empty(), "a batch needs at least one picture");
-        let mut detections = Vec::with_capacity(images.len());
-        let mut features = std::mem::take(&mut self.work.features);
-        features.resize(self.features.len(), 0.0);
-        for image in images {
-            let detection = self
-                .features
-                .extract_into(image, &mut features)
-                .and_then(|()| self.judge(&features));
-            match detection {
-                Ok(detection) => detections.push(detection),
-                Err(error) => {
-                    self.work.features = features;
-                    return Err(error);
-                }
-            }
-        }
-        self.work.features = features;
-        Ok(detections)
+        images.iter().map(|image| self.inspect(image)).collect()
     }
 }
 
@@ -477,7 +508,7 @@ mod tests {
     const INPUT: Input = Input { width: 96, height: 64 };
 
     fn engine() -> Engine {
-        Engine::new(&engine::Config { threads: Some(2), pin: false }).unwrap()
+        Engine::new(&engine::Config { threads: Some(2), ..Default::default() }).unwrap()
     }
 
     fn noise(seed: u64) -> Image {

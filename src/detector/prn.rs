@@ -78,7 +78,7 @@ impl Prn {
         self.network.run(image)?;
         let Input { width, height } = self.input;
         let mut scores = Vec::with_capacity(width * height);
-        self.network.read(0, &mut scores);
+        self.network.read(0, &mut scores)?;
         let score = top_mean(&scores, self.card.top, &mut self.work)?;
         Ok(Detection { score, map: AnomalyMap { width, height, scores } })
     }

@@ -32,7 +32,7 @@ pub struct Report {
 pub struct Shared {
     pub inspectd: String,
     pub revision: String,
-    /// The machine's processor and the threads of an inference.
+    /// The machine's processor, the card where one computed, and the threads of an inference.
     pub cpu: String,
     pub threads: usize,
     pub batch: usize,

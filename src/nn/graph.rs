@@ -26,6 +26,11 @@ impl Value {
     pub fn index(self) -> usize {
         self.0
     }
+
+    /// Made by the node at this index.
+    pub(crate) fn at(node: usize) -> Self {
+        Self(node)
+    }
 }
 
 /// Of one picture's feature map.

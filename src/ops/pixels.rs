@@ -41,6 +41,20 @@ impl<'a> Pixels<'a> {
         Self { samples, width, height, depth }
     }
 
+    pub fn samples(&self) -> &'a [u8] {
+        self.samples
+    }
+
+    /// Height and width.
+    pub fn size(&self) -> (usize, usize) {
+        (self.height, self.width)
+    }
+
+    /// Samples a pixel.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
     fn row(&self, y: usize) -> &'a [u8] {
         let len = self.width * self.depth;
         &self.samples[y * len..][..len]
@@ -193,7 +207,7 @@ struct Taps {
 
 /// Weights along one side, in fixed point.
 #[derive(Debug, Default)]
-struct Weights {
+pub(crate) struct Weights {
     /// Sides before and after.
     sides: (usize, usize),
     taps: Vec<Taps>,
@@ -207,7 +221,7 @@ struct Weights {
 impl Weights {
     /// `precompute_coefficients` and `Normalizer16` of `fast_image_resize`, in their order of
     /// operations.
-    fn fit(&mut self, from: usize, to: usize) {
+    pub(crate) fn fit(&mut self, from: usize, to: usize) {
         if self.sides == (from, to) {
             return;
         }
@@ -238,7 +252,13 @@ impl Weights {
         self.fixed.extend(weights.iter().map(|weight| fixed(*weight, self.bits)));
     }
 
-    fn get(&self, i: usize) -> (usize, &[i32]) {
+    /// b
+    pub(crate) fn bits(&self) -> i32 {
+        self.bits
+    }
+
+    /// Of output place `i`: the first input place, and the weights from there on.
+    pub(crate) fn get(&self, i: usize) -> (usize, &[i32]) {
         let taps = self.taps[i];
         (taps.first, &self.fixed[taps.from..taps.to])
     }

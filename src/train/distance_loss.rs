@@ -75,7 +75,8 @@ mod tests {
             weights.fill(0.0);
             weights.iter_mut().step_by(side + 1).for_each(|weight| *weight = 1.0);
         }
-        let engine = Engine::new(&engine::Config { threads: Some(1), pin: false }).unwrap();
+        let engine =
+            Engine::new(&engine::Config { threads: Some(1), ..Default::default() }).unwrap();
         let training = Training { learned: &|_| true, statistics: &|_| Statistics::Batch };
         let mut tape = Tape::new(&graph, images, &engine, &training).unwrap();
         for (i, features) in given.iter().enumerate() {

@@ -68,7 +68,7 @@ fn attempt(
     seen: Vec<Seen>,
     threads: usize,
 ) -> anyhow::Result<Prn> {
-    let engine = Engine::new(&engine::Config { threads: Some(threads), pin: false })?;
+    let engine = Engine::new(&engine::Config { threads: Some(threads), ..Default::default() })?;
     let normals = Pictures::open(paths.to_vec(), (SIDE, SIDE), 64 << 20, 16).unwrap();
     let stock = Stock {
         normals: Arc::new(normals),

@@ -164,6 +164,12 @@ impl Bench<'_> {
     }
 
     fn patch_prototypes(&self, team: &Arc<Team>, peak: f64) -> Result<Vec<Figures>> {
+        let engine = Engine { isa: self.isa, team: team.clone(), gpus: None };
+        self.patch_prototypes_on(&engine, peak)
+    }
+
+    /// The whole way of a picture, on the engine's team or card.
+    pub fn patch_prototypes_on(&self, engine: &Engine, peak: f64) -> Result<Vec<Figures>> {
         ensure!(
             !self.args.precision.iter().any(|word| word == Precision::Int8.word()),
             "patch_prototypes is timed in f32: the scales of int8 are measured on good parts, by \
@@ -171,8 +177,7 @@ impl Bench<'_> {
         );
         let Options { bank, bank_size, backbone, pictures, .. } = &self.args.jobs;
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let engine = Engine { isa: self.isa, team: team.clone() };
-        let mut features = patches::features(&patches::backbone(backbone, &mut rng)?, &engine)?;
+        let mut features = patches::features(&patches::backbone(backbone, &mut rng)?, engine)?;
         let bank = match bank {
             Some(path) => patches::bank_of(path, *bank_size)?,
             None => {
@@ -193,7 +198,8 @@ impl Bench<'_> {
                 let images: Vec<&Image> = turn.by_ref().take(batch).collect();
                 detector.detect(&images).map(drop)
             })?;
-            let figures = self.figures("patch_prototypes", (batch, team.threads()), &samples, peak);
+            let figures =
+                self.figures("patch_prototypes", (batch, engine.team.threads()), &samples, peak);
             let (width, height) = (pictures[0].width(), pictures[0].height());
             let what =
                 format!("{backbone}, {count} prototypes, {batch} of {width} × {height} pixels");
@@ -249,7 +255,7 @@ impl Bench<'_> {
         outcome.map(|()| samples)
     }
 
-    fn figures(
+    pub fn figures(
         &self,
         net: &str,
         (batch, threads): (usize, usize),

@@ -64,7 +64,7 @@ pub fn run(all: &super::Args, shots: &[Shots]) -> Result<ExitCode> {
     let started = now();
     let experiment = Experiment::new(&config, category)?;
     check_memory(&experiment, &args.backbone)?;
-    let engine = Engine::new(&engine::Config { threads: all.threads, pin: false })?;
+    let engine = Engine::new(&engine::Config { threads: all.threads, ..Default::default() })?;
     let mut backbones = Vec::with_capacity(args.backbone.len());
     for backbone in &args.backbone {
         let mut bars = Bars::default();

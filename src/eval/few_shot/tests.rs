@@ -48,7 +48,7 @@ fn config() -> Config {
 
 fn measured() -> BackboneCurve {
     let (config, category) = (config(), category());
-    let engine = Engine::new(&engine::Config { threads: Some(2), pin: false }).unwrap();
+    let engine = Engine::new(&engine::Config { threads: Some(2), ..Default::default() }).unwrap();
     let experiment = Experiment::new(&config, &category).unwrap();
     experiment.measure(&BackboneSpec::Compact, &engine, &mut |_, _, _| ()).unwrap()
 }
@@ -90,7 +90,7 @@ fn the_same_seeds_give_the_same_figures() {
 fn figures_are_those_of_a_memory_bank_of_the_parts_drawn() {
     let run = &CURVE.points[1].runs[1];
     let category = category();
-    let engine = Engine::new(&engine::Config { threads: Some(1), pin: false }).unwrap();
+    let engine = Engine::new(&engine::Config { threads: Some(1), ..Default::default() }).unwrap();
     let loaded = patch_prototypes::load_backbone(&BackboneSpec::Compact).unwrap();
     let mut extractor = PatchFeatures::new(config().input, &loaded.backbone, &engine).unwrap();
     let picture = |name: &String| {

@@ -13,6 +13,7 @@ use super::bytes::{Addend, ByteConv, Bytes, Forms};
 use super::memory::{Layout, Place};
 use super::quantization::Quantization;
 use super::{Elementwise, MOST_LEVELS, Plan, Step, Work};
+use crate::nn::folding::{self, Folded};
 use crate::nn::graph::{self, Graph, Op, Resample, Value};
 use crate::nn::weights::Weights;
 use crate::ops::affine::Affine;
@@ -28,9 +29,6 @@ use crate::ops::stem_conv::{Planes, StemConv};
 use crate::ops::team::Team;
 use crate::ops::upsample::Upsample;
 use crate::ops::window_attention::logit_source;
-
-/// Added to the variance before its root is taken; PyTorch's value for every network here.
-pub const BN_EPS: f64 = 1e-5;
 
 /// `int8`: the instructions for bytes, and what is kept in them.
 pub(super) fn compile(
@@ -219,12 +217,6 @@ struct Compiler<'a> {
     logits: &'a [Option<Vec<usize>>],
 }
 
-/// The numbers of a convolution, batch norm folded in.
-struct Folded {
-    weights: Vec<f32>,
-    bias: Vec<f32>,
-}
-
 impl Folded {
     /// The output channels of these indices.
     fn channels(&self, sources: &[usize]) -> Self {
@@ -254,53 +246,19 @@ impl Compiler<'_> {
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        Ok(self.weights.get(name, shape)?.flatten_all()?.to_vec1::<f32>()?)
+        folding::tensor(self.weights, name, shape)
     }
 
-    /// Scale and shift of a batch norm: γ/√(σ² + ε) and β − μ·γ/√(σ² + ε).
-    fn norm(&self, node: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+    /// The name of a batch norm.
+    fn norm_name(&self, node: usize) -> &str {
         let Op::BatchNorm { name } = &self.graph.nodes()[node].op else {
             unreachable!("a chain's norm is a batch norm")
         };
-        let channels = self.graph.nodes()[node].dims.channels;
-        let mut read = [const { Vec::new() }; 4];
-        for (values, kind) in read.iter_mut().zip(["weight", "bias", "running_mean", "running_var"])
-        {
-            *values = self.tensor(&format!("{name}.{kind}"), &[channels])?;
-        }
-        let [gamma, beta, mean, variance] = read;
-        let scale: Vec<f64> = gamma
-            .iter()
-            .zip(&variance)
-            .map(|(&gamma, &variance)| f64::from(gamma) / (f64::from(variance) + BN_EPS).sqrt())
-            .collect();
-        let shift = beta.iter().zip(&mean).zip(&scale);
-        let shift = shift.map(|((&beta, &mean), scale)| f64::from(beta) - f64::from(mean) * scale);
-        ensure!(
-            scale.iter().all(|scale| scale.is_finite()),
-            "tensor {name}.running_var has a variance below zero"
-        );
-        Ok((scale.clone(), shift.collect()))
+        name
     }
 
     fn folded(&self, conv: &graph::Conv, norm: Option<usize>) -> Result<Folded> {
-        let shape = [conv.c_out, conv.c_in / conv.groups, conv.kernel, conv.kernel];
-        let mut weights = self.tensor(&format!("{}.weight", conv.name), &shape)?;
-        let mut bias = vec![0.0; conv.c_out];
-        if conv.bias {
-            bias = self.tensor(&format!("{}.bias", conv.name), &[conv.c_out])?;
-        }
-        if let Some(norm) = norm {
-            let (scale, shift) = self.norm(norm)?;
-            let row = weights.len() / conv.c_out;
-            for (o, (scale, shift)) in scale.into_iter().zip(shift).enumerate() {
-                bias[o] = (f64::from(bias[o]) * scale + shift) as f32;
-                for weight in &mut weights[o * row..(o + 1) * row] {
-                    *weight = (f64::from(*weight) * scale) as f32;
-                }
-            }
-        }
-        Ok(Folded { weights, bias })
+        folding::folded(self.weights, conv, norm.map(|node| self.norm_name(node)))
     }
 
     fn shape(&self, value: Value) -> Shape {
@@ -351,8 +309,8 @@ impl Compiler<'_> {
         let relu = chain.relu.is_some();
         let work = match &node.op {
             Op::Input | Op::Conv(_) | Op::Concat => unreachable!("none of these"),
-            Op::BatchNorm { .. } => {
-                let (scale, shift) = self.norm(chain.head)?;
+            Op::BatchNorm { name } => {
+                let (scale, shift) = folding::norm(self.weights, name, node.dims.channels)?;
                 let narrow = |values: Vec<f64>| -> Vec<f32> {
                     values.into_iter().map(|value| value as f32).collect()
                 };

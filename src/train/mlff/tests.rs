@@ -151,7 +151,7 @@ fn smooth(folder: &std::path::Path, config: Config) -> Mlff {
     let drawn = Parameters::begin(&graph, 9, |_| Some(Start::FanOut)).weights("drawn").unwrap();
     let encoder = Backbone::resnet(depth, 3, &drawn).unwrap();
     let pictures = Arc::new(Pictures::open(paths, (64, 64), 1 << 20, 16).unwrap());
-    let engine = crate::nn::engine::Config { threads: Some(2), pin: false };
+    let engine = crate::nn::engine::Config { threads: Some(2), ..Default::default() };
     Mlff::new(config, INPUT, &encoder, pictures, 3, &Engine::new(&engine).unwrap()).unwrap()
 }
 

@@ -65,7 +65,7 @@ fn maps(
     pictures: &Pictures,
     engine: &Engine,
 ) -> Result<Vec<f32>> {
-    let Engine { isa, team } = engine;
+    let Engine { isa, team, .. } = engine;
     let mut plan = Plan::new(graph, weights, 1, *isa, team.clone())?;
     let mut pixels = PixelsIn::new(plan.planes(), MEAN, STD);
     let dims = graph.dims(*graph.outputs().first().context("a network without output")?);

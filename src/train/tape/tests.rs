@@ -70,7 +70,8 @@ fn same_as_candle(
 ) {
     let mut parameters = parameters_of(graph, 11);
     let mut rng = ChaCha8Rng::seed_from_u64(5);
-    let engine = Engine::new(&engine::Config { threads: Some(threads), pin: false }).unwrap();
+    let engine =
+        Engine::new(&engine::Config { threads: Some(threads), ..Default::default() }).unwrap();
     let mut tape = Tape::new(graph, images, &engine, training).unwrap();
     let variable = |(name, tensor): (String, Tensor)| (name, Var::from_tensor(&tensor).unwrap());
     let tensors = parameters.tensors().unwrap().into_iter().map(variable).collect();
@@ -227,7 +228,7 @@ fn a_small_network_of_prns_operations_is_candles() {
 
 #[test]
 fn what_can_not_be_trained_is_refused() {
-    let engine = Engine::new(&engine::Config { threads: Some(1), pin: false }).unwrap();
+    let engine = Engine::new(&engine::Config { threads: Some(1), ..Default::default() }).unwrap();
     let refused = |graph: &Graph| Tape::new(graph, 1, &engine, &ALL).err().unwrap().to_string();
     let (mut g, xs) = Graph::new(8, 8);
     let xs = g.conv(xs, Conv::new("stem", 3, 16, 3));
