@@ -21,7 +21,7 @@ pub struct Level {
     pub width: usize,
 }
 
-/// The rows once more, as [`super::nearest_prototype::search`] wants them for tensor cores.
+/// The rows once more, as [`super::nearest_prototype::nearest`] wants them for tensor cores.
 #[derive(Clone, Copy, Debug)]
 pub struct RowCodes {
     /// `[D]`, the bank's own.

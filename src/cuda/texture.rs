@@ -143,7 +143,7 @@ pub fn co_occurrence(
     Launch::of(MODULE, "co_occurrence", [all, images, 1], WIDE_THREADS, args)
 }
 
-/// x [`rows`, T] → y [`rows`]: their means; rows are pictures times channels times regions.
+/// x `[rows, T]` → y `[rows]`: their means; rows are pictures times channels times regions.
 pub fn mean_regions(rows: usize, length: usize, x: Region, y: Region) -> Launch {
     assert!(length > 0, "means of nothing");
     let args = vec![memory(x, rows * length), memory(y, rows), Arg::int(rows), Arg::int(length)];
