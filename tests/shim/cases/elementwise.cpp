@@ -123,19 +123,22 @@ static void repeated(int runs, int length, int times, Shifts shifts) {
 }
 
 void run() {
-    for (const Shifts shifts : {Shifts{0, 0}, Shifts{1, 0}, Shifts{0, 3}, Shifts{2, 1}}) {
-        for (const int count : {1, 31, 33, 257, 1025}) place_by_place(count, shifts);
-        scaled(1, 1, 1, shifts);
-        scaled(2, 33, 31, shifts);
-        scaled(1, 257, 1, shifts);
-        repeated(1, 1, 1, shifts);
-        repeated(33, 1, 5, shifts);
-        repeated(3, 31, 13, shifts);
+    for (const int count : {1, 31, 1025}) place_by_place(count, {0, 0});
+    for (const Shifts shifts : {Shifts{1, 0}, Shifts{0, 3}}) {
+        place_by_place(33, shifts);
+        scaled(2, 3, 43, shifts);
+        repeated(3, 7, 13, shifts);
     }
+    scaled(1, 1, 1, {0, 0});
+    scaled(1, 257, 1, {0, 0});
+    scaled(1, 33, 32, {0, 0});
+    repeated(1, 1, 1, {0, 0});
+    repeated(33, 1, 5, {0, 0});
+    repeated(3, 31, 13, {0, 0});
     copied(1, 1, 1, 0, 1);
     copied(2, 31, 3, 1, 5);
-    copied(3, 4, 33, 2, 35);
-    copied(2, 257, 5, 0, 6);
+    copied(2, 4, 33, 2, 35);
+    copied(1, 257, 5, 1, 6);
 }
 
 }  // namespace elementwise_cases

@@ -15,7 +15,8 @@ using cases::Buffer;
 static void maxima(int planes, int height, int width) {
     const char* const what = "maximum";
     auto values = cases::noise(size_t(planes) * height * width, 1);
-    // Only in the last plane, so that a plane of one place is not all that there is.
+    // The first that a window sees, and the last.
+    if (planes > 1) values[size_t(planes - 1) * height * width] = NAN;
     if (planes > 1) values[values.size() - 1] = NAN;
     // Has to lose to all numbers, but not to what is outside the map.
     values[0] = -INFINITY;

@@ -71,11 +71,11 @@ static void resized(int planes, int height, int width, int to_height, int to_wid
 
 void run() {
     resized(1, 1, 1, 1, 1);
-    resized(2, 1, 5, 31, 33);
+    resized(1, 1, 5, 31, 33);
     resized(2, 8, 8, 16, 16);
     resized(2, 31, 33, 7, 1);
-    resized(3, 3, 257, 1, 259);
-    resized(1, 33, 2, 257, 3);
+    resized(2, 3, 257, 1, 259);
+    resized(1, 33, 2, 129, 3);
 }
 
 }  // namespace upsample_cases
