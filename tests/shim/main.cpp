@@ -1,4 +1,4 @@
-// Every case in each order of threads and blocks.
+// Every case in each order of threads and blocks, or with the argument `once` in one.
 #include "cases.h"
 
 namespace cases {
@@ -37,9 +37,11 @@ std::vector<float> noise(size_t count, unsigned seed) {
 #include "cases/all.h"
 #undef CASES
 
-int main() {
+int main(int count, char** arguments) {
     using host::Order;
-    for (const Order order : {Order::ascending, Order::descending, Order::shuffled}) {
+    const bool once = count > 1 && std::string(arguments[1]) == "once";
+    for (const Order order : {Order::shuffled, Order::ascending, Order::descending}) {
+        if (once && order != Order::shuffled) break;
         cases::order = order;
 #define CASES(name) name##_cases::run();
 #include "cases/all.h"
