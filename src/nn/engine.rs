@@ -8,6 +8,7 @@ use anyhow::{Error, Result, bail};
 use serde::Deserialize;
 
 use crate::cuda::detectors::{self, Gpus};
+use crate::journal::plain;
 use crate::ops::simd::Isa;
 use crate::ops::team::{Team, default_threads};
 
@@ -104,7 +105,7 @@ impl Engine {
             Device::Auto => match detectors::first() {
                 Ok(gpus) => Some(gpus),
                 Err(error) => {
-                    log::info!("inference device=cpu reason=\"{error:#}\"");
+                    log::info!("inference device=cpu reason=\"{}\"", plain(format!("{error:#}")));
                     None
                 }
             },
