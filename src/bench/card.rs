@@ -1,4 +1,4 @@
-//! A card on trial: every kernel and every network against the CPU, and how long the card takes.
+//! A card on trial: every kernel and every network against the CPU.
 
 use anyhow::Result;
 
@@ -44,18 +44,11 @@ pub fn try_all(
     let mut failed = 0;
     for case in cases {
         let line = match case.try_on(gpu, engine) {
-            Ok(outcome) if outcome.is_good() => {
-                format!(
-                    "ok      {:9.1e} of {:7.0e}  {}",
-                    outcome.difference, outcome.bound, case.name
-                )
-            }
             Ok(outcome) => {
-                failed += 1;
-                format!(
-                    "WRONG   {:9.1e} of {:7.0e}  {}",
-                    outcome.difference, outcome.bound, case.name
-                )
+                failed += usize::from(!outcome.is_good());
+                let word = if outcome.is_good() { "ok" } else { "WRONG" };
+                let (difference, bound) = (outcome.difference, outcome.bound);
+                format!("{word:<8}{difference:9.1e} of {bound:7.0e}  {}", case.name)
             }
             Err(error) => {
                 failed += 1;

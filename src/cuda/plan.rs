@@ -20,11 +20,10 @@ use crate::nn::weights::Weights;
 /// A network for one batch size: its weights and maps on the card, and the launches that compute
 /// it.
 pub struct Plan<M> {
-    images: usize,
-    /// Weights, and what the launches look up in tables.
-    weights: Vec<M>,
-    /// Maps and what is in between.
-    arena: M,
+    /// Weights, and what the launches look up in tables; kept as long as the launches are.
+    _weights: Vec<M>,
+    /// Maps and what is in between; likewise.
+    _arena: M,
     arena_bytes: usize,
     weight_bytes: usize,
     inputs: Vec<(Region, Dims)>,
@@ -43,11 +42,6 @@ impl<M> Plan<M> {
     {
         ensure!(images > 0, "a batch of no pictures");
         compile::compile(gpu, graph, weights, images)
-    }
-
-    /// Pictures of a batch.
-    pub fn images(&self) -> usize {
-        self.images
     }
 
     /// Where the graph's `index`-th `Op::Input` is read from, [B, C, H, W].
@@ -86,10 +80,5 @@ impl<M> Plan<M> {
     /// Bytes of weights and tables.
     pub fn weight_bytes(&self) -> usize {
         self.weight_bytes
-    }
-
-    /// The pieces of memory that the launches name, to be kept as long as they are used.
-    pub fn into_memory(self) -> Vec<M> {
-        self.weights.into_iter().chain([self.arena]).collect()
     }
 }

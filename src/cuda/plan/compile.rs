@@ -55,9 +55,8 @@ pub fn compile<G: Gpu>(
     let (inputs, outputs) = (maps(&all), maps(graph.outputs()));
     let Uploads { kept, bytes, .. } = compiler.uploads;
     Ok(Plan {
-        images,
-        weights: kept,
-        arena,
+        _weights: kept,
+        _arena: arena,
         arena_bytes: memory.length,
         weight_bytes: bytes,
         inputs,
